@@ -1,0 +1,1 @@
+"""Train deep networks one gradient-isolated module at a time, from an activation cache on disk."""
