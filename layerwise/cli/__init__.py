@@ -1,0 +1,29 @@
+"""The command line. Nothing heavy is imported before a command runs, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import click
+
+from layerwise.cli import cache, probe, recipes, run, stage, status
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="layerwise")
+def main() -> None:
+    """Train a deep network one module at a time, from an activation cache on disk.
+
+    \b
+    Begin here:
+      layerwise run --recipe digits     every stage, its cache, the probes, a report (two minutes on a laptop)
+      layerwise recipes                 what else can be trained
+    \b
+    Step by step:
+      layerwise stage 1 --recipe stl10 --data-dir DIR
+      layerwise cache --module 1
+      layerwise stage 2
+      layerwise probe --module 2
+    """
+
+
+for module in (run, stage, cache, probe, status, recipes):
+    main.add_command(module.command)

@@ -1,0 +1,155 @@
+"""What all commands share: options, the way from them to a `Setup`, errors to exit codes, and the two kinds of output."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from layerwise.setup import Setup
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DEVICES = ("auto", "cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What was asked on the command line, whichever the command."""
+
+    recipe: str | None
+    set: tuple[str, ...]
+    run_dir: Path | None
+    data_dir: Path | None
+    download: bool
+    device: str
+    json: bool
+
+    def override(self, **fields: object) -> Options:
+        """The same with these fields of the recipe set too."""
+        return dataclasses.replace(self, set=(*self.set, *(f"{name}={value}" for name, value in fields.items())))
+
+
+def options(command: Command) -> Command:
+    """Add the options that every command takes; they arrive as one `Options`."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, **kwargs: Any) -> Any:
+        shared = Options(**{name: kwargs.pop(name) for name in Options.__dataclass_fields__})
+        with errors_to_exit_codes(shared.json):
+            return command(*args, options=shared, **kwargs)
+
+    declarations = [
+        click.option("--recipe", metavar="NAME|FILE.py", help="A built-in recipe, or the path of your own. Default: that of the run used last."),
+        click.option("--set", "set", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe, as in objective.negatives=32."),
+        click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run lives. Default: runs/RECIPE, or the run used last."),
+        click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset lies."),
+        click.option("--download", is_flag=True, help="Fetch the dataset into --data-dir where it is missing."),
+        click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+        click.option("--json", is_flag=True, help="Machine output on stdout; everything else goes to stderr."),
+    ]
+    for declare in reversed(declarations):
+        gathered = declare(gathered)
+    return gathered  # type: ignore[return-value]
+
+
+@contextmanager
+def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
+    """One line for an error that a user can act on; our own mistakes keep their traceback."""
+    try:
+        yield
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        if as_json:
+            click.echo(json.dumps({"error": type(error).__name__, "message": str(error), "exit_code": code}))
+        else:
+            click.echo(f"{click.style('layerwise:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(code)
+
+
+def exit_code(error: Exception) -> int | None:
+    from layerwise.errors import LayerwiseError
+
+    return error.exit_code if isinstance(error, LayerwiseError) else None
+
+
+@contextmanager
+def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
+    """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
+    from layerwise.recipe_loader import load_recipe
+    from layerwise.render.progress import console_progress
+    from layerwise.run import RUNS, last_run, open_run, remember_last, run_source
+    from layerwise.setup import Setup
+
+    folder = options.run_dir
+    if options.recipe is None:
+        folder = folder or last_run()
+        source, overrides = run_source(folder)
+        if options.run_dir is None:
+            click.echo(f"using {folder}, the run of {source} that was used last", err=True)
+        overrides = [*overrides, *options.set]
+    else:
+        source, overrides = options.recipe, list(options.set)
+        if source.endswith(".py"):
+            source = str(Path(source).resolve())
+    recipe = load_recipe(source, overrides)
+    folder = folder or RUNS / recipe.name
+    run = open_run(folder, recipe, source, overrides)
+    with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
+        setup = Setup(run, pick_device(options.device), options.data_dir, options.download, progress, should_stop)
+        remember_last(folder)
+        if not writes:
+            yield setup
+            return
+        with run.locked(purpose):
+            yield setup
+
+
+def pick_device(name: str) -> Any:
+    import torch
+
+    from layerwise.errors import UsageError
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine has no usable CUDA device. Use --device cpu, or auto")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
+    """The first SIGINT or SIGTERM asks the work to stop at the next step; a second one ends the process at once."""
+    asked = False
+
+    def ask(number: int, _: object) -> None:
+        nonlocal asked
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        asked = True
+        click.echo("stopping after this step; once more to quit at once", err=True)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def emit(options: Options, result: dict[str, Any], people: Callable[[], None]) -> None:
+    """Print the result: for machines with --json, else for people."""
+    if options.json:
+        click.echo(json.dumps(result, allow_nan=False))
+    else:
+        people()

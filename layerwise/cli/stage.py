@@ -1,0 +1,24 @@
+"""layerwise stage"""
+
+from __future__ import annotations
+
+import click
+
+from layerwise.cli.common import Options, emit, options, setup_for
+
+
+@click.command(name="stage")
+@click.argument("number", type=click.IntRange(min=1))
+@click.option("--fresh", is_flag=True, help="Train it again from the beginning.")
+@options
+def command(number: int, fresh: bool, options: Options) -> None:
+    """Train module NUMBER to convergence and freeze it.
+
+    Goes on where an interrupted training stopped. Modules above the first read the cache of the module below.
+    """
+    with setup_for(options, purpose=f"stage {number}") as setup:
+        from layerwise.render.tables import stage_table
+        from layerwise.schedule import run_stage
+
+        record = run_stage(setup, number, fresh=fresh)
+        emit(options, {"module": number, "run": str(setup.run.folder), **record}, lambda: stage_table(setup.run, number, record))

@@ -1,0 +1,19 @@
+"""layerwise status"""
+
+from __future__ import annotations
+
+import click
+
+from layerwise.cli.common import Options, emit, options, setup_for
+
+
+@click.command(name="status")
+@options
+def command(options: Options) -> None:
+    """Say what a run holds: trained modules, caches and whether they are valid, probes."""
+    with setup_for(options, purpose="status", writes=False) as setup:
+        from layerwise.render.tables import status_table
+        from layerwise.results import status
+
+        found = status(setup)
+        emit(options, found, lambda: status_table(found))

@@ -1,0 +1,61 @@
+"""What every dataset is: named splits of samples that can be read by index, in a given view.
+
+A *view* is one random augmentation of a sample, numbered; view v of sample i is always the same. `None` is the evaluation view
+(the centre crop, say). So a cache can hold views, a later stage can ask for a fresh one, and both know which they have.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+IntArray = npt.NDArray[np.int64]
+
+
+class Split(ABC):
+    """Samples of one purpose."""
+
+    sample_shape: tuple[int, ...]
+    """Shape of one sample's input."""
+    ids: Sequence[str]
+    """What each sample is called, for messages and caches."""
+    labels: dict[str, IntArray]
+    """Task to (N,) labels; empty where there are none."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @abstractmethod
+    def batch(self, indices: IntArray, view: int | None) -> Tensor:
+        """(len(indices), *sample_shape) float32 inputs on the CPU."""
+
+    @abstractmethod
+    def manifest(self) -> str:
+        """sha256 over the contents: two splits of the same manifest give the same numbers."""
+
+
+@dataclass(frozen=True)
+class Splits:
+    """All splits of a dataset."""
+
+    train: Split
+    """For the stages; augmented views."""
+    validation: Split
+    """Held out of `train`; tells when a module has converged."""
+    probe: Split | None = None
+    """Labelled samples that a linear classifier learns from."""
+    test: Split | None = None
+    """Labelled samples that it is judged on."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Task to number of classes."""
+    notes: tuple[str, ...] = ()
+    """What a reader of the results must know, such as `a subset of STL-10`."""
+
+    def named(self) -> dict[str, Split]:
+        every = {"train": self.train, "validation": self.validation, "probe": self.probe, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}

@@ -1,0 +1,52 @@
+"""The handwritten digits bundled with scikit-learn: 1,797 real 8x8 scans, here enlarged to 32x32 (Alpaydin & Kaynak 1998).
+
+The embedded default: nothing to download. Three tenths are the test set, and a tenth of the others validates the stages.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch.nn import functional as F
+
+from layerwise.data.dataset import IntArray, Splits
+from layerwise.data.images import ArrayImages
+from layerwise.recipe import DatasetSettings
+from layerwise.seeding import numpy_generator
+
+
+class Digits(DatasetSettings):
+    side: int = Field(36, ge=8, description="pixels to which the 8x8 scans are enlarged, bilinearly")
+    crop: int = Field(32, ge=8, description="side of a random crop, pixels")
+    samples: int | None = Field(None, ge=100, description="digits taken; None: all 1,797")
+
+    def open(self, data_dir: Path | None, *, download: bool, seed: int) -> Splits:
+        from sklearn.datasets import load_digits
+
+        bunch = load_digits()
+        # The shuffle is the dataset's own: the test set is the same for every seed of the training.
+        order = numpy_generator(0, "digits").permutation(len(bunch.images))[: self.samples]
+        scans = torch.from_numpy(bunch.images[order]).float().unsqueeze(1) * (255 / 16)
+        enlarged = F.interpolate(scans, size=(self.side, self.side), mode="bilinear", align_corners=False)
+        pictures = enlarged.round().clamp(0, 255).to(torch.uint8).numpy()
+        labels = bunch.target[order].astype(np.int64)
+
+        def split(chosen: IntArray) -> ArrayImages:
+            return ArrayImages(
+                pictures[chosen],
+                [f"digit-{order[i]:04d}" for i in chosen],
+                {"class": labels[chosen]},
+                crop=self.crop,
+                flip=False,
+                grayscale=True,
+                mean=(0.305,),
+                std=(0.355,),
+                seed=seed,
+            )
+
+        n = len(order)
+        test, validation, train = np.split(np.arange(n), [n * 3 // 10, n * 3 // 10 + n * 7 // 100])
+        return Splits(split(train), split(validation), split(np.concatenate([validation, train])), split(test), {"class": 10})

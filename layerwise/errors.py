@@ -1,0 +1,54 @@
+"""Every error that a user can meet, and the exit status that each one ends a command with.
+
+    LayerwiseError                     1   the command failed
+    ├── UsageError (ValueError)        2   asked for something that does not exist or cannot be
+    │   └── RecipeError                2   … in a recipe or in --set
+    ├── WillNotFit                     3   memory or disk too small, found before anything was lost
+    ├── NotReady                       1   an earlier stage, cache or file is missing, stale or unfinished
+    ├── Diverged                       1   the loss became NaN or infinite
+    ├── DamagedData                   65   a file is not what it was when it was written
+    ├── RunLocked                     73   another process holds the run
+    └── StoppedEarly                  75   interrupted, everything saved, resumable
+
+A message says what was asked, what was found and what to do. `assert` is for our own mistakes.
+"""
+
+from __future__ import annotations
+
+
+class LayerwiseError(Exception):
+    """Root of the tree; `exit_code` is what the command line ends with."""
+
+    exit_code: int = 1
+
+
+class UsageError(LayerwiseError, ValueError):
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    pass
+
+
+class WillNotFit(LayerwiseError):
+    exit_code = 3
+
+
+class NotReady(LayerwiseError):
+    pass
+
+
+class Diverged(LayerwiseError):
+    pass
+
+
+class DamagedData(LayerwiseError):
+    exit_code = 65
+
+
+class RunLocked(LayerwiseError):
+    exit_code = 73
+
+
+class StoppedEarly(LayerwiseError):
+    exit_code = 75

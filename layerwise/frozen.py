@@ -1,0 +1,118 @@
+"""Frozen modules: what they were made from, and whether that still holds.
+
+A stage is finished when `stage.json` stands beside its weights. It records every setting and input that could have changed a bit of
+them, so that a stage made otherwise is never mistaken for the one that the recipe asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from layerwise.checkpoint import drop_checkpoint
+from layerwise.errors import NotReady
+from layerwise.nets.module import Module
+from layerwise.recipe import differences
+from layerwise.setup import Setup
+from layerwise.step import Learner
+from layerwise.storage import load_tensors, read_json, save_tensors, weights_digest, write_json
+
+FORMAT = 1
+
+
+def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
+    """Everything that can change the bits of a stage's weights.
+
+    A simultaneous training is one stage of all modules, and is identified by the last.
+
+    Raises:
+        NotReady: a module below is not frozen.
+    """
+    recipe = setup.recipe
+    manifest = setup.facts.manifest
+    identity: dict[str, Any] = {
+        "format": FORMAT,
+        "schedule": recipe.schedule,
+        "module": number,
+        "seed": recipe.seed,
+        "dataset": recipe.dataset.identity(),
+        "manifest": {split: manifest[split] for split in ("train", "validation")},
+        "network": recipe.network.identity_through(number),
+        "objective": recipe.objective.identity(),
+        "optimiser": recipe.optimiser.identity(),
+        "training": recipe.training.identity(),
+    }
+    if recipe.schedule == "iterative" and number > 1:
+        # A float32 cache and the modules themselves give the same bits, so it does not matter which of the two feeds the stage.
+        stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
+        identity["inputs"] = {"weights": frozen_digests(setup, number - 1), "views": recipe.cache.views, "dtype": stored}
+    return identity
+
+
+def freeze(setup: Setup, learner: Learner, made_from: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
+    """Write a module's weights, then the record that makes them count. The objective is thrown away."""
+    folder = setup.run.stage(learner.number)
+    sha256 = save_tensors(folder / "module.safetensors", learner.module.state_dict())
+    record = {"made_from": made_from, "sha256": sha256, "weights": weights_digest(learner.module), **outcome}
+    write_json(folder / "stage.json", record)
+    drop_checkpoint(folder)
+
+
+def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
+    """The record of a finished stage, or None.
+
+    Raises:
+        NotReady: the stage was made with other settings or inputs; the message says which.
+    """
+    record = read_json(setup.run.stage(number) / "stage.json")
+    if record is None:
+        return None
+    trained_as = setup.depth if setup.recipe.schedule == "simultaneous" else number
+    if changed := differences(record["made_from"], stage_identity(setup, trained_as)):
+        raise NotReady(
+            f"stage {number} of {setup.run.folder} was trained with other settings ({'; '.join(changed[:5])}). "
+            "Go back to those settings, choose another --run-dir, or train it again with --fresh."
+        )
+    return record
+
+
+def require_stage(setup: Setup, number: int) -> dict[str, Any]:
+    """
+    Raises:
+        NotReady: the stage is not finished, or not with these settings.
+    """
+    setup.require_module(number)
+    record = stage_record(setup, number)
+    if record is None:
+        raise NotReady(f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {setup.run.folder}")
+    return record
+
+
+def require_stages(setup: Setup, number: int) -> None:
+    """Modules 1 to `number` are frozen as the recipe asks for them, or NotReady."""
+    for below in range(1, number + 1):
+        require_stage(setup, below)
+
+
+def frozen_digests(setup: Setup, number: int) -> list[str]:
+    """sha256 of the weights of modules 1 to `number`, as recorded."""
+    records = [read_json(setup.run.stage(below) / "stage.json") for below in range(1, number + 1)]
+    for below, record in enumerate(records, 1):
+        if record is None:
+            raise NotReady(f"module {below} is not trained yet. Run: layerwise stage {below} --run-dir {setup.run.folder}")
+    return [str(record["weights"]) for record in records if record is not None]
+
+
+def load_frozen(setup: Setup, number: int) -> list[Module]:
+    """Modules 1 to `number`, frozen, on the device.
+
+    Raises:
+        NotReady: one of them is not finished.
+        DamagedData: a file of weights is not what was written.
+    """
+    modules = setup.untrained()[:number]
+    for below, module in enumerate(modules, 1):
+        record = require_stage(setup, below)
+        module.load_state_dict(load_tensors(setup.run.stage(below) / "module.safetensors", record["sha256"]))
+        module.to(setup.device).eval().requires_grad_(False)
+    return modules

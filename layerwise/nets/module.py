@@ -1,0 +1,46 @@
+"""What every module of an encoder is: something that turns inputs into an `Encoded`.
+
+Letters: B batch, C channels, P positions (a grid of patches `rows x columns`, or frames in time).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Encoded(NamedTuple):
+    """What a module makes of a batch.
+
+    `z` and `c` carry the gradient of the module's own objective; `output` is what the next module reads.
+    """
+
+    z: Tensor
+    """(B, C, *positions) representation: what is predicted and contrasted."""
+    c: Tensor
+    """(B, C', *positions) context: what predicts, and what a probe reads. The same tensor as `z` where there is no context network."""
+    output: Tensor
+    """(B, ...) all that the next module needs, and all that a cache stores."""
+
+
+class Module(nn.Module, ABC):
+    """One gradient-isolated part of the encoder."""
+
+    channels: int
+    """C' of `Encoded.c`: the size of the representation that a probe reads."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> Encoded:
+        """(B, *sample_shape) to `Encoded`. Each sample is encoded on its own unless `couples_samples` says otherwise."""
+
+    def couples_samples(self) -> str | None:
+        """The name of a layer whose result for one sample depends on the others (batch statistics), or None.
+
+        Such a module cannot run in micro-batches with the same gradients.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+                return f"{name} ({type(layer).__name__})"
+        return None

@@ -1,0 +1,155 @@
+"""What to train, on what, and how: frozen, validated settings. A recipe only chooses.
+
+A `Recipe` names one dataset, one network, one objective, and the numbers of the training. Datasets, networks and objectives
+are settings too, each defined beside the code it configures; this file holds what they share and imports none of them, so that
+reading a recipe's form never imports torch.
+
+Fields marked with `free()` cannot change any computed value (where data lie, how many samples share a file, …). They stay out of
+`identity`, on which the validity of stages and caches rests.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from layerwise.data.dataset import Splits
+    from layerwise.nets.module import Module
+    from layerwise.objectives.objective import Objective
+
+JsonValue = Any
+Shape = tuple[int, ...]
+
+
+def free(default: Any, **constraints: Any) -> Any:
+    """A field that cannot change any computed value, and so does not make a stage or a cache stale."""
+    return Field(default, json_schema_extra={"changes_values": False}, **constraints)
+
+
+class Settings(BaseModel):
+    """Frozen and validated; an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    def identity(self) -> dict[str, JsonValue]:
+        """The fields that can change a computed value, as JSON; nested settings likewise, with the name of their kind."""
+        found: dict[str, JsonValue] = {"kind": type(self).__name__}
+        for name, info in type(self).model_fields.items():
+            extra = info.json_schema_extra
+            if isinstance(extra, dict) and extra.get("changes_values") is False:
+                continue
+            value = getattr(self, name)
+            found[name] = value.identity() if isinstance(value, Settings) else self._as_json(value)
+        return found
+
+    @staticmethod
+    def _as_json(value: object) -> JsonValue:
+        if isinstance(value, tuple):
+            return [Settings._as_json(item) for item in value]
+        return value.identity() if isinstance(value, Settings) else value
+
+
+class DatasetSettings(Settings, ABC):
+    """Where samples come from and how they are turned into inputs."""
+
+    @abstractmethod
+    def open(self, data_dir: Path | None, *, download: bool, seed: int) -> Splits:
+        """The splits, ready to read.
+
+        Raises:
+            NotReady: files are missing; the message lists them and says how to get them.
+            DamagedData: files are there and unreadable.
+        """
+
+
+class NetworkSettings(Settings, ABC):
+    """An encoder cut into gradient-isolated modules."""
+
+    @abstractmethod
+    def modules(self, sample_shape: Shape) -> list[Module]:
+        """Freshly initialised modules 1, 2, … for samples of this shape, drawing from torch's global generator in order."""
+
+    def identity_through(self, number: int) -> dict[str, JsonValue]:
+        """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
+        return self.identity()
+
+
+class ObjectiveSettings(Settings, ABC):
+    """A local loss."""
+
+    @abstractmethod
+    def build(self, module: Module, sample_shape: Shape, classes: int | None) -> Objective:
+        """The loss for one module whose input samples have `sample_shape`; `classes` is the number of labels, if there are any."""
+
+
+class Optimiser(Settings):
+    """Adam (Kingma & Ba 2014)."""
+
+    learning_rate: float = Field(2e-4, gt=0, le=10)
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class Training(Settings):
+    """How long a stage lasts and in what arithmetic."""
+
+    batch_size: int = Field(32, ge=1, description="samples a step")
+    epochs: int = Field(300, ge=1, description="the most epochs a module is trained")
+    patience: int = Field(10, ge=1, description="epochs without improvement of the validation loss after which a module has converged")
+    tolerance: float = Field(1e-3, ge=0, lt=1, description="relative decrease of the validation loss that counts as improvement")
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
+    checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
+    micro_batch: int | None = free(None, ge=1, description="samples that go through the module at once; None: the whole batch")
+    max_memory: int | None = free(None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch")
+
+
+class Probe(Settings):
+    """A linear classifier on a frozen, mean-pooled representation (paper, section 4 and appendix A)."""
+
+    learning_rates: tuple[float, ...] = Field((1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken")
+    epochs: int = Field(300, ge=1, description="epochs")
+    batch_size: int = Field(256, ge=1, description="samples a step")
+
+
+class CacheSettings(Settings):
+    """How a frozen module's outputs are stored."""
+
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"] = Field("float16", description="uint8: a scale per channel")
+    codec: Literal["none", "lz4", "zstd"] = free("lz4")
+    views: int = Field(1, ge=1, description="augmentations stored for each training sample")
+
+
+class Recipe(Settings):
+    """Everything that one training needs to be told."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
+    dataset: SerializeAsAny[DatasetSettings]
+    network: SerializeAsAny[NetworkSettings]
+    objective: SerializeAsAny[ObjectiveSettings]
+    optimiser: Optimiser = Optimiser()
+    training: Training = Training()
+    probe: Probe = Probe()
+    cache: CacheSettings = CacheSettings()
+    schedule: Literal["iterative", "simultaneous"] = Field("iterative", description="one module after another, or all in each step")
+    feed: Literal["cache", "recompute"] = Field("cache", description="inputs of the stages above the first; recompute: through the frozen modules")
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+def differences(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
+    """`field: old -> new` for every field that differs between two identities, in their order."""
+    found = []
+    for name in dict.fromkeys([*before, *after]):
+        old, new = before.get(name), after.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{name}.")
+        elif old != new:
+            found.append(f"{prefix}{name}: {old} -> {new}")
+    return found

@@ -1,0 +1,1 @@
+"""Numbers to tables, pictures and pages. Computes nothing."""

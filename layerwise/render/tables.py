@@ -1,0 +1,78 @@
+"""Results as tables for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def table(title: str, *columns: str) -> Table:
+    """The first column to the left, the others to the right."""
+    made = Table(title=title, title_justify="left", title_style="bold", header_style="bold")
+    for index, column in enumerate(columns):
+        made.add_column(column, justify="left" if index == 0 else "right")
+    return made
+
+
+def show(*parts: object) -> None:
+    console = Console(highlight=False)
+    for part in parts:
+        console.print(part)
+
+
+def size(count: float | None) -> str:
+    """Bytes for people, in powers of 1024."""
+    if count is None:
+        return "–"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
+
+
+def stage_table(run: Any, number: int, record: Mapping[str, Any]) -> None:
+    made = table(f"module {number} of {run.folder}", "", "")
+    made.add_row("trained", f"{record['epochs']} epochs, {record['steps']} updates, {duration(record['seconds'])}")
+    made.add_row("weights taken from epoch", str(record["best_epoch"]))
+    made.add_row("sha256", record["weights"][:16])
+    show(made, f"next: layerwise cache --module {number}")
+
+
+def cache_table(facts: Mapping[str, Any]) -> None:
+    made = table(f"cache of module {facts['module']}", "split", "samples", "shape of a sample", "stored as")
+    for name, split in facts["splits"].items():
+        views = f" x {split['views']} views" if split["views"] > 1 else ""
+        made.add_row(name, f"{split['samples']:,}{views}", "x".join(map(str, split["shape"])), f"{split['dtype']}, {split['codec']}")
+    show(made, f"{size(facts['bytes'])} at {facts['location']}; next: layerwise stage {facts['module'] + 1}")
+
+
+def probe_table(probes: Sequence[Mapping[str, Any]], report: Path | None = None) -> None:
+    made = table("linear probes: test accuracy, %", "module", "task", "trained", "untrained")
+    for probe in probes:
+        for task, states in probe["tasks"].items():
+            made.add_row(str(probe["module"]), task, f"{100 * states['trained']['accuracy']:.1f}", f"{100 * states['untrained']['accuracy']:.1f}")
+    show(made, *([f"report: {report}"] if report else []))
+
+
+def status_table(found: Mapping[str, Any]) -> None:
+    made = table(f"{found['run']} (recipe {found['recipe']})", "module", "stage", "cache", "probe, %")
+    reasons = []
+    for module in found["modules"]:
+        stage, cache, probe = module["stage"], module["cache"], module["probe"]
+        epochs = f", {stage['epochs']} epochs" if "epochs" in stage else ""
+        accuracies = ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values()) if probe else "–"
+        bytes_ = f", {size(cache['bytes'])}" if cache["bytes"] else ""
+        made.add_row(str(module["module"]), stage["state"] + epochs, cache["state"] + bytes_, accuracies)
+        reasons += [part["reason"] for part in (stage, cache) if part.get("reason") and part["state"] in ("stale", "damaged")]
+    show(made, *reasons)

@@ -1,0 +1,140 @@
+"""The run directory: everything one training produced, who holds it, and which parts of it are still true.
+
+    RUN/
+      run.json                    recipe (name or path) and overrides: enough to load the recipe again
+      recipe.json                 the resolved recipe, every field
+      lock                        held while a command writes
+      stages/1/module.safetensors the frozen module
+      stages/1/stage.json         written last: what it was made from, its hash, how the training went
+      stages/1/metrics.jsonl      a line an epoch
+      stages/1/checkpoint.json, checkpoint-STEP.safetensors     while it trains
+      caches/1/                   module 1's outputs, a Zarr v3 group
+      probes/1.json               linear classifiers on module 1's representation
+      report/                     report.html and its pictures
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from layerwise.errors import NotReady, RunLocked, UsageError
+from layerwise.recipe import Recipe
+from layerwise.storage import read_json, write_file, write_json
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and the recipe that it follows."""
+
+    folder: Path
+    recipe: Recipe
+
+    def stage(self, number: int) -> Path:
+        return self.folder / "stages" / str(number)
+
+    def training(self, numbers: Sequence[int]) -> Path:
+        """Where modules that are trained together keep their checkpoints and metrics."""
+        return self.stage(numbers[0]) if len(numbers) == 1 else self.folder / "stages" / f"{numbers[0]}-{numbers[-1]}"
+
+    def cache(self, number: int) -> Path:
+        return self.folder / "caches" / str(number)
+
+    def probe(self, number: int) -> Path:
+        return self.folder / "probes" / f"{number}.json"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report"
+
+    @contextmanager
+    def locked(self, purpose: str) -> Iterator[None]:
+        """Hold the run while the block runs. The lock dies with the process.
+
+        Raises:
+            RunLocked: another process holds it; the message says which and for what.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                holder = file.read().strip() or "another process"
+                raise RunLocked(f"{self.folder} is in use by {holder}. Wait for it, or choose another --run-dir.") from None
+            file.truncate(0)
+            file.write(f"process {os.getpid()} ({purpose})")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+
+def open_run(folder: Path, recipe: Recipe, source: str, overrides: Sequence[str]) -> Run:
+    """The run at `folder`, made where it does not exist, following `recipe` from now on."""
+    known = read_json(folder / "recipe.json")
+    if known is not None and known.get("name") != recipe.name:
+        raise UsageError(f"{folder} holds a run of the recipe {known.get('name')!r}, not of {recipe.name!r}: choose another --run-dir")
+    write_json(folder / "run.json", {"recipe": source, "set": list(overrides)})
+    write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
+    return Run(folder, recipe)
+
+
+def run_source(folder: Path) -> tuple[str, list[str]]:
+    """The recipe (name or path) and the overrides that a run was last used with.
+
+    Raises:
+        NotReady: there is no run.
+    """
+    known = read_json(folder / "run.json")
+    if known is None:
+        raise NotReady(f"{folder} is not a run. Name a recipe, for example: layerwise run --recipe digits")
+    return str(known["recipe"]), [str(override) for override in known["set"]]
+
+
+def remember_last(folder: Path) -> None:
+    """So that a later command here may leave out the run."""
+    write_json(RUNS / ".last.json", {"run": str(folder.resolve())})
+
+
+def last_run() -> Path:
+    """The run that was used last in this working directory.
+
+    Raises:
+        NotReady: there was none.
+    """
+    known = read_json(RUNS / ".last.json")
+    if known is None:
+        raise NotReady(f"no run was used yet in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits")
+    folder = Path(known["run"])
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """JSON lines; a last line that was cut short is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1] if line]
+
+
+def append_line(path: Path, record: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def keep_lines(path: Path, count: int) -> None:
+    """Drop all but the first `count` lines: those behind them are about to be written again."""
+    lines = read_lines(path)
+    if len(lines) > count or (path.exists() and not path.read_bytes().endswith(b"\n")):
+        write_file(path, "".join(json.dumps(line) + "\n" for line in lines[:count]).encode())

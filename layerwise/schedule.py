@@ -1,0 +1,78 @@
+"""In which order modules are trained: one after another, or all in each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from layerwise import memory
+from layerwise.caching import cached, stage_inputs, write_cache
+from layerwise.checkpoint import drop_checkpoint
+from layerwise.feeds import Feed
+from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
+from layerwise.probe import probe_module
+from layerwise.setup import Setup
+from layerwise.stage import train
+
+
+def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
+    """Train module `number` to convergence and freeze it, or find that this was done; returns its record.
+
+    Raises:
+        NotReady: what it reads is not there, or it was trained with other settings.
+    """
+    setup.require_module(number)
+    if setup.recipe.schedule == "simultaneous":
+        return run_together(setup, fresh=fresh)[number - 1]
+    if not fresh and (record := stage_record(setup, number)) is not None:
+        setup.progress.note(f"module {number} is trained and frozen already")
+        return record
+    _train_and_freeze(setup, [number], stage_inputs(setup, number), fresh)
+    return require_stage(setup, number)
+
+
+def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
+    """Train all modules in each step, every one by its own loss; returns their records."""
+    numbers = list(range(1, setup.depth + 1))
+    done = [] if fresh else [stage_record(setup, number) for number in numbers]
+    if not done or None in done:
+        _train_and_freeze(setup, numbers, stage_inputs(setup, 1), fresh)
+    else:
+        setup.progress.note("all modules are trained and frozen already")
+    return [require_stage(setup, number) for number in numbers]
+
+
+def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: bool) -> None:
+    recipe, folder = setup.recipe, setup.run.training(numbers)
+    if fresh:
+        drop_checkpoint(folder)
+        for number in numbers:
+            (setup.run.stage(number) / "stage.json").unlink(missing_ok=True)
+    modules = setup.untrained()
+    learners = [setup.learner(number, modules[number - 1]) for number in numbers]
+    del modules  # the prefix and the suffix have no part in this stage
+    made_from = stage_identity(setup, numbers[-1])
+    title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
+    steps = feed.samples // recipe.training.batch_size
+    setup.progress.begin(title, recipe.training.epochs * steps, "updates")
+    with memory.peak(setup.device) as peak:
+        place = train(learners, feed, recipe.training, setup.arithmetic, folder, made_from, setup.progress, setup.should_stop)
+    setup.progress.end()
+    outcome = {"epochs": place.epoch, "best_epoch": place.best_epoch, "seconds": place.seconds, "steps": place.step, "peak": asdict(peak)}
+    for learner in learners:
+        freeze(setup, learner, made_from, {**outcome, "trained_with": list(numbers)})
+    drop_checkpoint(folder)
+
+
+def run_all(setup: Setup, *, fresh: bool = False) -> None:
+    """Every stage, the cache that the next one reads, and the probes; what is done already is skipped."""
+    iterative = setup.recipe.schedule == "iterative"
+    if not iterative:
+        run_together(setup, fresh=fresh)
+    for number in range(1, setup.depth + 1):
+        if iterative:
+            run_stage(setup, number, fresh=fresh)
+            if setup.recipe.feed == "cache" and number < setup.depth and not cached(setup, number):
+                write_cache(setup, number)
+        probe_module(setup, number)

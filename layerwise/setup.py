@@ -1,0 +1,131 @@
+"""What a command works with: a run, its data, a device, and the modules at the state that they are in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise.data.dataset import Splits
+from layerwise.errors import UsageError
+from layerwise.nets.module import Module
+from layerwise.progress import Progress, Silent
+from layerwise.recipe import Recipe
+from layerwise.run import Run
+from layerwise.seeding import derive_seed, seeded
+from layerwise.step import Arithmetic, Learner
+from layerwise.storage import read_json, write_json
+
+
+@dataclass(frozen=True)
+class DatasetFacts:
+    """What the stages above the first need to know of a dataset they never open."""
+
+    sample_shape: tuple[int, ...]
+    sizes: dict[str, int]
+    """Split to number of samples."""
+    classes: dict[str, int]
+    """Task to number of classes."""
+    manifest: dict[str, str]
+    """Split to sha256 of its contents."""
+    notes: list[str]
+
+
+@dataclass(eq=False)
+class Setup:
+    """A run with everything that is needed to work on it."""
+
+    run: Run
+    device: torch.device
+    data_dir: Path | None = None
+    download: bool = False
+    progress: Progress = field(default_factory=Silent)
+    should_stop: Callable[[], bool] = lambda: False
+
+    @property
+    def recipe(self) -> Recipe:
+        return self.run.recipe
+
+    @cached_property
+    def splits(self) -> Splits:
+        """The dataset, opened; what it is like is noted in the run."""
+        splits = self.recipe.dataset.open(self.data_dir, download=self.download, seed=self.recipe.seed)
+        for note in splits.notes:
+            self.progress.note(note)
+        named = splits.named()
+        facts = {
+            "dataset": self.recipe.dataset.identity(),
+            "sample_shape": list(splits.train.sample_shape),
+            "sizes": {name: len(split) for name, split in named.items()},
+            "classes": splits.classes,
+            "manifest": {name: split.manifest() for name, split in named.items()},
+            "notes": list(splits.notes),
+        }
+        write_json(self.run.folder / "dataset.json", facts)
+        return splits
+
+    @cached_property
+    def facts(self) -> DatasetFacts:
+        """From the run's note where there is one for this recipe, so that a cached stage runs without the dataset."""
+        known = read_json(self.run.folder / "dataset.json")
+        if known is None or known.pop("dataset") != self.recipe.dataset.identity():
+            _ = self.splits
+            known = read_json(self.run.folder / "dataset.json") or {}
+            known.pop("dataset")
+        return DatasetFacts(**{**known, "sample_shape": tuple(known["sample_shape"])})
+
+    def untrained(self) -> list[Module]:
+        """All modules as the seed makes them, on the CPU: only those that work belong on the device."""
+        with seeded(self.recipe.seed, "modules"):
+            return self.recipe.network.modules(self.facts.sample_shape)
+
+    @cached_property
+    def depth(self) -> int:
+        with torch.device("meta"):
+            return len(self.recipe.network.modules(self.facts.sample_shape))
+
+    def module_facts(self) -> list[dict[str, Any]]:
+        """Parameters of each module, for reports."""
+        with torch.device("meta"):
+            modules = self.recipe.network.modules(self.facts.sample_shape)
+        return [
+            {"module": number, "parameters": sum(weight.numel() for weight in module.parameters()), "channels": module.channels}
+            for number, module in enumerate(modules, 1)
+        ]
+
+    def require_module(self, number: int) -> None:
+        """
+        Raises:
+            UsageError: the recipe has no such module.
+        """
+        if not 1 <= number <= self.depth:
+            raise UsageError(f"there is no module {number}: the recipe {self.recipe.name!r} has modules 1 to {self.depth}")
+
+    def learner(self, number: int, module: Module) -> Learner:
+        """The module, brought to the device, with a fresh objective and optimiser."""
+        recipe = self.recipe
+        module.to(self.device).train()
+        with seeded(recipe.seed, "objective", number):
+            objective = recipe.objective.build(module, self.facts.sample_shape, next(iter(self.facts.classes.values()), None)).to(self.device)
+        rates = recipe.optimiser
+        optimiser = torch.optim.Adam(
+            [*module.parameters(), *objective.parameters()],
+            lr=rates.learning_rate,
+            betas=(rates.beta1, rates.beta2),
+            eps=rates.epsilon,
+            weight_decay=rates.weight_decay,
+        )
+        return Learner(number, module, objective, optimiser)
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        training = self.recipe.training
+        return Arithmetic(self.device, training.precision, training.micro_batch, self.recipe.seed)
+
+    def order_seed(self, number: int) -> int:
+        """Seed of the order in which a stage sees its samples, whatever feeds it."""
+        return derive_seed(self.recipe.seed, "order", number)
