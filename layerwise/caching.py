@@ -6,15 +6,14 @@ The cache's key holds all that can change a value in it. A cache whose key diffe
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
-import torch
 
 import activation_cache
 from activation_cache import Cache, CacheError, Calibration, SplitSpec, Storage
-from layerwise.errors import DamagedData, NotReady, StoppedEarly
+from layerwise.errors import DamagedData, NotReady, RunLocked, StoppedEarly, WillNotFit
 from layerwise.feeds import CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stages
 from layerwise.setup import Setup
@@ -22,23 +21,24 @@ from layerwise.setup import Setup
 CALIBRATION_SAMPLES = 256
 
 
+def storage(setup: Setup) -> Storage:
+    return Storage(dtype=setup.recipe.cache.dtype, codec=setup.recipe.cache.codec)
+
+
 def cache_key(setup: Setup, number: int) -> dict[str, Any]:
     """Everything that can change a value in module `number`'s cache."""
     recipe = setup.recipe
-    key = {
+    causes = {
         "module": number,
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(),
         "manifest": setup.facts.manifest,
         "network": recipe.network.identity_through(number),
         "weights": frozen_digests(setup, number),
-        "precision": recipe.training.precision,
         "views": recipe.cache.views,
-        "dtype": recipe.cache.dtype,
+        "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
     }
-    if recipe.cache.dtype == "uint8":
-        key["calibration"] = CALIBRATION_SAMPLES
-    return key
+    return activation_cache.make_key(causes, storage(setup))
 
 
 def open_cache(setup: Setup, number: int) -> Cache:
@@ -48,13 +48,24 @@ def open_cache(setup: Setup, number: int) -> Cache:
         NotReady: there is none, it is unfinished, or stale.
         DamagedData: its files are not what was written.
     """
-    write = f"layerwise cache --module {number} --run-dir {setup.run.folder}"
-    try:
+    with cache_errors(setup, number):
         return activation_cache.open_cache(setup.run.cache(number), cache_key(setup, number))
+
+
+@contextmanager
+def cache_errors(setup: Setup, number: int) -> Iterator[None]:
+    """The cache's errors as ours, with the command that mends them."""
+    command = f"layerwise cache --module {number} --run-dir {setup.run.folder}"
+    try:
+        yield
     except activation_cache.Damaged as error:
-        raise DamagedData(f"{error} Mend it with: {write} --repair") from error
+        raise DamagedData(f"{error} Mend it with: {command} --repair") from error
+    except activation_cache.DoesNotFit as error:
+        raise WillNotFit(str(error)) from error
+    except activation_cache.Locked as error:
+        raise RunLocked(str(error)) from error
     except CacheError as error:
-        raise NotReady(f"{error} Write it with: {write}") from error
+        raise NotReady(f"{error} Write it with: {command}") from error
 
 
 def cached(setup: Setup, number: int) -> bool:
@@ -82,7 +93,9 @@ def nearest_inputs(setup: Setup, number: int) -> Feed:
 
 
 def _from_cache(setup: Setup, number: int) -> Feed:
-    return CacheFeed(open_cache(setup, number - 1), setup.recipe.training.batch_size, setup.order_seed(number), setup.device)
+    return CacheFeed(
+        open_cache(setup, number - 1), setup.recipe.training.batch_size, setup.order_seed(number), setup.device
+    )
 
 
 def _recomputed(setup: Setup, number: int) -> Feed:
@@ -92,7 +105,8 @@ def _recomputed(setup: Setup, number: int) -> Feed:
 
 
 def write_cache(setup: Setup, number: int) -> Cache:
-    """Run frozen module `number` over every split and store what it gives; goes on where an earlier, killed writing stopped.
+    """Run frozen module `number` over every split and store what it gives; goes on where an earlier, killed writing
+    stopped.
 
     Raises:
         NotReady: the module is not frozen.
@@ -100,18 +114,36 @@ def write_cache(setup: Setup, number: int) -> Cache:
     """
     require_stages(setup, number)
     outputs = RecomputeFeed(nearest_inputs(setup, number), load_frozen(setup, number)[-1:], setup.device)
-    recipe, facts = setup.recipe, setup.facts
+    views, facts = setup.recipe.cache.views, setup.facts
     shape = tuple(next(outputs.in_order("validation")).inputs.shape[1:])
     splits = [
-        SplitSpec(name, size, shape, labels={task: "int64" for task in facts.classes}, views=recipe.cache.views if name == "train" else 1)
+        SplitSpec(
+            name, size, shape, labels=dict.fromkeys(facts.classes, "int64"), views=views if name == "train" else 1
+        )
         for name, size in facts.sizes.items()
     ]
-    calibration = _calibrate(outputs) if recipe.cache.dtype == "uint8" else None
-    storage = Storage(dtype=recipe.cache.dtype, codec=recipe.cache.codec)
-    total = sum(split.samples * split.views for split in splits)
-    setup.progress.begin(f"cache {number}", total, "samples")
-    with activation_cache.create(setup.run.cache(number), cache_key(setup, number), splits, storage, calibration=calibration) as writer:
-        raise NotImplementedError
+    key, location = cache_key(setup, number), setup.run.cache(number)
+    calibration = (lambda: _calibrate(outputs)) if setup.recipe.cache.dtype == "uint8" else None
+    stale = activation_cache.inspect(location, key).state == "stale"
+    setup.progress.begin(f"cache {number}", sum(split.samples * split.views for split in splits), "samples")
+    with (
+        cache_errors(setup, number),
+        activation_cache.create(
+            location, key, splits, storage(setup), calibration=calibration, replace=stale
+        ) as writer,
+    ):
+        for split in splits:
+            for view in range(split.views):
+                start = writer.done(split.name, view)
+                setup.progress.advance(start, 0, "")
+                for batch in outputs.in_order(split.name, view if split.name == "train" else None, start):
+                    values = batch.inputs.cpu().numpy()
+                    labels = {task: part.numpy() for task, part in batch.labels.items()} if view == 0 else None
+                    writer.append(split.name, values, list(batch.ids), labels, view)
+                    setup.progress.advance(len(batch), len(batch), split.name)
+                    if setup.should_stop():
+                        raise StoppedEarly(f"stopped while writing the cache of module {number}; whole shards are kept")
+        writer.commit()
     setup.progress.end()
     return open_cache(setup, number)
 
@@ -134,8 +166,19 @@ def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
     """Where a cache lies, its bytes, and what each split holds."""
     cache = open_cache(setup, number)
     splits = {
-        name: {"samples": split.samples, "views": split.views, "shape": list(split.shape), "dtype": split.storage.dtype, "codec": split.storage.codec}
+        name: {
+            "samples": split.samples,
+            "views": split.views,
+            "shape": list(split.shape),
+            "dtype": split.storage.dtype,
+            "codec": split.storage.codec,
+        }
         for name, split in cache.splits.items()
     }
     location = setup.run.cache(number)
-    return {"module": number, "location": str(location), "bytes": activation_cache.inspect(location).bytes, "splits": splits}
+    return {
+        "module": number,
+        "location": str(location),
+        "bytes": activation_cache.inspect(location).bytes,
+        "splits": splits,
+    }

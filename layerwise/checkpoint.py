@@ -1,7 +1,7 @@
 """The state of a training between two steps: written whole, checked when read.
 
-`checkpoint.json` is the record: it names the files of tensors and their hashes, and is replaced last. Files that no record names any more
-are removed afterwards, so that a kill at any moment leaves a record whose files are all there.
+`checkpoint.json` is the record: it names the files of tensors and their hashes, and is replaced last. Files that no
+record names any more are removed afterwards, so that a kill at any moment leaves a record whose files are all there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,14 @@ LENGTH_ONLY = ("training.epochs: ", "training.patience: ", "training.tolerance: 
 """Settings that only say how long a training lasts: they may change in its middle."""
 
 
-def save_checkpoint(folder: Path, learners: Sequence[Learner], made_from: Mapping[str, Any], place: Mapping[str, Any], *, best: bool = False) -> None:
+def save_checkpoint(
+    folder: Path,
+    learners: Sequence[Learner],
+    made_from: Mapping[str, Any],
+    place: Mapping[str, Any],
+    *,
+    best: bool = False,
+) -> None:
     """Replace the checkpoint; with `best`, these weights are also those that freezing will take."""
     record = read_json(folder / RECORD) or {}
     # Two names in turn: the file that the standing record names is never written over.
@@ -37,7 +44,9 @@ def save_checkpoint(folder: Path, learners: Sequence[Learner], made_from: Mappin
             path.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path, learners: Sequence[Learner], made_from: Mapping[str, Any], *, best: bool = False) -> dict[str, Any] | None:
+def load_checkpoint(
+    folder: Path, learners: Sequence[Learner], made_from: Mapping[str, Any], *, best: bool = False
+) -> dict[str, Any] | None:
     """Put the saved state into the learners and return the place, or None where there is no checkpoint.
 
     Raises:
@@ -81,11 +90,15 @@ def _restore(learners: Sequence[Learner], tensors: Mapping[str, Tensor]) -> None
     for learner in learners:
         for part in ("module", "objective"):
             prefix = f"{learner.number}.{part}."
-            getattr(learner, part).load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+            getattr(learner, part).load_state_dict(
+                {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+            )
         prefix = f"{learner.number}.optimiser."
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             if name.startswith(prefix):
                 index, field = name.removeprefix(prefix).split(".")
                 state.setdefault(int(index), {})[field] = tensor
-        learner.optimiser.load_state_dict({"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]})
+        learner.optimiser.load_state_dict(
+            {"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]}
+        )

@@ -1,4 +1,5 @@
-"""Where a stage's inputs come from: the dataset, a cache, or the dataset through the frozen modules below. One interface.
+"""Where a stage's inputs come from: the dataset, a cache, or the dataset through the frozen modules below. One
+interface.
 
 Two feeds of the same stage give the same samples in the same order, and (where the cache is float32) the same bits.
 
@@ -11,17 +12,22 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from activation_cache import Cache, epoch_order
+from activation_cache import Cache, CachedBatch, Calibration, epoch_order
+from activation_cache import Split as CachedSplit
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import RecipeError
 from layerwise.nets.module import Module
+
+
+def as_stored(inputs: Tensor) -> Tensor:
+    return inputs
 
 
 Item = TypeVar("Item")
@@ -35,11 +41,17 @@ class Batch:
     inputs: Tensor
     """(B, *sample_shape) on the CPU, or wherever they were computed."""
     labels: dict[str, Tensor] = field(default_factory=dict)
-    decode: Callable[[Tensor], Tensor] = staticmethod(lambda stored: stored)
+    ids: Sequence[str] = ()
+    decode: Callable[[Tensor], Tensor] = as_stored
     """From what is stored to float inputs, on the device: de-quantises."""
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    def behind(self, count: int) -> Batch:
+        """Without its first `count` samples."""
+        labels = {task: values[count:] for task, values in self.labels.items()}
+        return replace(self, inputs=self.inputs[count:], labels=labels, ids=self.ids[count:])
 
     def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
         return self.decode(self.inputs[chunk].to(device, non_blocking=True))
@@ -59,8 +71,10 @@ class Feed(ABC):
         """Training batches of one epoch, all of full size, beginning with batch number `start`."""
 
     @abstractmethod
-    def in_order(self, split: str, view: int | None = None) -> Iterator[Batch]:
-        """Every sample of a split, in order; the last batch may be smaller. `view` is for `train` alone."""
+    def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
+        """Every sample of a split from number `start` on, in order; the last batch may be smaller. `view` is for
+        `train` alone.
+        """
 
     @abstractmethod
     def splits(self) -> Sequence[str]:
@@ -70,8 +84,16 @@ class Feed(ABC):
 class DatasetFeed(Feed):
     """Samples of a dataset; training views are fresh in every epoch unless `views` fixes their number."""
 
-    def __init__(self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None, readers: int = 2) -> None:
-        self._splits, self._batch_size, self._seed, self._views, self._readers = splits, batch_size, seed, views, readers
+    def __init__(
+        self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None, readers: int = 2
+    ) -> None:
+        self._splits, self._batch_size, self._seed, self._views, self._readers = (
+            splits,
+            batch_size,
+            seed,
+            views,
+            readers,
+        )
         self.samples = len(splits.train)
         require_full_batch(self.samples, batch_size)
 
@@ -84,15 +106,18 @@ class DatasetFeed(Feed):
         view = epoch if self._views is None else epoch % self._views
         yield from self._read("train", np.split(order[: whole * self._batch_size], whole)[start:], view)
 
-    def in_order(self, split: str, view: int | None = None) -> Iterator[Batch]:
-        indices = np.arange(len(self._splits.named()[split]))
-        yield from self._read(split, [indices[i : i + self._batch_size] for i in range(0, len(indices), self._batch_size)], view)
+    def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
+        indices = np.arange(start, len(self._splits.named()[split]))
+        yield from self._read(
+            split, [indices[i : i + self._batch_size] for i in range(0, len(indices), self._batch_size)], view
+        )
 
     def _read(self, name: str, batches: Sequence[IntArray], view: int | None) -> Iterator[Batch]:
         split = self._splits.named()[name]
 
         def read(indices: IntArray) -> Batch:
-            return Batch(split.batch(indices, view), {task: torch.from_numpy(values[indices]) for task, values in split.labels.items()})
+            labels = {task: torch.from_numpy(values[indices]) for task, values in split.labels.items()}
+            return Batch(split.batch(indices, view), labels, [split.ids[index] for index in indices])
 
         yield from read_ahead(read, batches, self._readers)
 
@@ -110,14 +135,15 @@ class RecomputeFeed(Feed):
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         yield from map(self._encode, self._source.shuffled(epoch, start))
 
-    def in_order(self, split: str, view: int | None = None) -> Iterator[Batch]:
-        yield from map(self._encode, self._source.in_order(split, view))
+    def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
+        yield from map(self._encode, self._source.in_order(split, view, start))
 
     def _encode(self, batch: Batch) -> Batch:
-        # Sample by sample: a frozen module's activations are many times its output, and nothing is gained by holding a batch of them.
+        # Sample by sample: a frozen module's activations are many times its output, and nothing is gained by holding
+        # a batch of them.
         with torch.no_grad():
             encoded = [self._through(batch.inputs_on(self._device, slice(i, i + 1))) for i in range(len(batch))]
-        return Batch(torch.cat(encoded), batch.labels)
+        return Batch(torch.cat(encoded), batch.labels, batch.ids)
 
     def _through(self, x: Tensor) -> Tensor:
         for module in self._prefix:
@@ -129,7 +155,13 @@ class CacheFeed(Feed):
     """Outputs of the frozen modules below, read from an activation cache."""
 
     def __init__(self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, readers: int = 2) -> None:
-        self._cache, self._batch_size, self._seed, self._device, self._readers = cache, batch_size, seed, device, readers
+        self._cache, self._batch_size, self._seed, self._device, self._readers = (
+            cache,
+            batch_size,
+            seed,
+            device,
+            readers,
+        )
         self.samples = cache.splits["train"].samples
         require_full_batch(self.samples, batch_size)
 
@@ -137,34 +169,64 @@ class CacheFeed(Feed):
         return list(self._cache.splits)
 
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        views = self._cache.splits["train"].views
-        yield from self._read("train", epoch=epoch, start=start, shuffle=True, drop_last=True, view=epoch % views)
+        split = self._cache.splits["train"]
+        found = split.batches(
+            self._batch_size, seed=self._seed, epoch=epoch, start=start, view=epoch % split.views, threads=self._readers
+        )
+        yield from map(self._batch(split), found)
 
-    def in_order(self, split: str, view: int | None = None) -> Iterator[Batch]:
-        yield from self._read(split, epoch=0, start=0, shuffle=False, drop_last=False, view=view or 0)
+    def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
+        chosen = self._cache.splits[split]
+        whole, skipped = divmod(start, self._batch_size)
+        found = chosen.batches(
+            self._batch_size,
+            seed=0,
+            epoch=0,
+            start=whole,
+            shuffle=False,
+            drop_last=False,
+            view=view or 0,
+            threads=self._readers,
+        )
+        for batch in map(self._batch(chosen), found):
+            yield batch.behind(skipped)
+            skipped = 0
 
-    def _read(self, name: str, *, epoch: int, start: int, shuffle: bool, drop_last: bool, view: int) -> Iterator[Batch]:
-        split = self._cache.splits[name]
-        decode = decoder(split.storage.dtype, split.scales, self._device)
-        for found in split.batches(
-            self._batch_size, seed=self._seed, epoch=epoch, start=start, shuffle=shuffle, drop_last=drop_last, view=view, threads=self._readers
-        ):
-            yield Batch(torch.from_numpy(found.values), {task: torch.from_numpy(values) for task, values in found.labels.items()}, decode)
+    def _batch(self, split: CachedSplit) -> Callable[[CachedBatch], Batch]:
+        decode = decoder(split.storage.dtype, split.calibration, len(split.shape), self._device)
+
+        def convert(found: CachedBatch) -> Batch:
+            return Batch(
+                torch.from_numpy(found.values),
+                {task: torch.from_numpy(values) for task, values in found.labels.items()},
+                found.ids,
+                decode,
+            )
+
+        return convert
 
 
 def require_full_batch(samples: int, batch_size: int) -> None:
     if samples < batch_size:
-        raise RecipeError(f"training.batch_size is {batch_size} and there are {samples} training samples: choose {samples} or fewer")
+        raise RecipeError(
+            f"training.batch_size is {batch_size} and there are {samples} training samples: choose {samples} or fewer"
+        )
 
 
-def decoder(dtype: str, scales: object, device: torch.device) -> Callable[[Tensor], Tensor]:
-    """From stored values on the device to float32: the counterpart of the cache's `dequantise`."""
-    if dtype == "uint8":
-        scale = torch.as_tensor(scales, dtype=torch.float32, device=device)
-        return lambda stored: stored.to(torch.float32).mul_(scale)
+def decoder(
+    dtype: str, calibration: Calibration | None, dimensions: int, device: torch.device
+) -> Callable[[Tensor], Tensor]:
+    """From stored values on the device to float32, for samples of so many dimensions; equals the cache's own
+    `dequantise`.
+    """
     if dtype == "bfloat16":
         return lambda stored: stored.view(torch.bfloat16).float()
-    return lambda stored: stored.float()
+    if calibration is None:
+        return lambda stored: stored.float()
+    scale, offset = (torch.from_numpy(part).to(device) for part in calibration.along(dimensions))
+    if not offset.any():
+        return lambda stored: stored.float().mul_(scale)
+    return lambda stored: stored.float().mul_(scale).add_(offset)
 
 
 def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], readers: int) -> Iterator[Result]:

@@ -1,7 +1,7 @@
 """Frozen modules: what they were made from, and whether that still holds.
 
-A stage is finished when `stage.json` stands beside its weights. It records every setting and input that could have changed a bit of
-them, so that a stage made otherwise is never mistaken for the one that the recipe asks for.
+A stage is finished when `stage.json` stands beside its weights. It records every setting and input that could have
+changed a bit of them, so that a stage made otherwise is never mistaken for the one that the recipe asks for.
 """
 
 from __future__ import annotations
@@ -43,9 +43,14 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         "training": recipe.training.identity(),
     }
     if recipe.schedule == "iterative" and number > 1:
-        # A float32 cache and the modules themselves give the same bits, so it does not matter which of the two feeds the stage.
+        # A float32 cache and the modules themselves give the same bits, so it does not matter which of the two feeds
+        # the stage.
         stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
-        identity["inputs"] = {"weights": frozen_digests(setup, number - 1), "views": recipe.cache.views, "dtype": stored}
+        identity["inputs"] = {
+            "weights": frozen_digests(setup, number - 1),
+            "views": recipe.cache.views,
+            "dtype": stored,
+        }
     return identity
 
 
@@ -84,7 +89,9 @@ def require_stage(setup: Setup, number: int) -> dict[str, Any]:
     setup.require_module(number)
     record = stage_record(setup, number)
     if record is None:
-        raise NotReady(f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {setup.run.folder}")
+        raise NotReady(
+            f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {setup.run.folder}"
+        )
     return record
 
 
@@ -99,7 +106,9 @@ def frozen_digests(setup: Setup, number: int) -> list[str]:
     records = [read_json(setup.run.stage(below) / "stage.json") for below in range(1, number + 1)]
     for below, record in enumerate(records, 1):
         if record is None:
-            raise NotReady(f"module {below} is not trained yet. Run: layerwise stage {below} --run-dir {setup.run.folder}")
+            raise NotReady(
+                f"module {below} is not trained yet. Run: layerwise stage {below} --run-dir {setup.run.folder}"
+            )
     return [str(record["weights"]) for record in records if record is not None]
 
 

@@ -37,7 +37,9 @@ class ProbeResult:
     test_samples: int
 
 
-def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, settings: Probe, seed: int) -> ProbeResult:
+def fit_probe(
+    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, settings: Probe, seed: int
+) -> ProbeResult:
     """Train on (N, C) features with (N,) labels, judge on the test pair.
 
     With several learning rates, each is tried on four fifths of the training samples and judged on the fifth.
@@ -48,12 +50,16 @@ def fit_probe(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes
         order = torch.from_numpy(numpy_generator(seed, "probe split").permutation(len(labels)))
         held, kept = order.split([int(len(order) * HELD_OUT), len(order) - int(len(order) * HELD_OUT)])
         judged = {
-            rate: accuracy(_train_linear(features[kept], labels[kept], classes, rate, settings, seed), features[held], labels[held])
+            rate: accuracy(
+                _train_linear(features[kept], labels[kept], classes, rate, settings, seed), features[held], labels[held]
+            )
             for rate in settings.learning_rates
         }
         rate = max(judged, key=lambda rate: judged[rate])
     classifier = _train_linear(features, labels, classes, rate, settings, seed)
-    return ProbeResult(accuracy(classifier, *test), accuracy(classifier, features, labels), rate, len(labels), len(test[1]))
+    return ProbeResult(
+        accuracy(classifier, *test), accuracy(classifier, features, labels), rate, len(labels), len(test[1])
+    )
 
 
 def accuracy(classifier: nn.Module, features: Tensor, labels: Tensor) -> float:
@@ -76,7 +82,8 @@ def _train_linear(features: Tensor, labels: Tensor, classes: int, rate: float, s
 
 
 def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
-    """Classify the representation of module `number`, and that of the untrained network of the same seed, for every task.
+    """Classify the representation of module `number`, and that of the untrained network of the same seed, for every
+    task.
 
     Raises:
         NotReady: the module is not frozen, or the dataset has no labels.
@@ -101,7 +108,9 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
         pairs = {split: features(feed, module, split, setup.device) for split in ("probe", "test")}
         for task, classes in setup.facts.classes.items():
             train, test = ((pairs[split][0], pairs[split][1][task]) for split in ("probe", "test"))
-            found["tasks"].setdefault(task, {})[state] = asdict(fit_probe(train, test, classes, setup.recipe.probe, setup.recipe.seed))
+            found["tasks"].setdefault(task, {})[state] = asdict(
+                fit_probe(train, test, classes, setup.recipe.probe, setup.recipe.seed)
+            )
         setup.progress.advance(1, 0, state)
     setup.progress.end()
     write_json(path, found)

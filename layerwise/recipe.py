@@ -1,11 +1,11 @@
 """What to train, on what, and how: frozen, validated settings. A recipe only chooses.
 
-A `Recipe` names one dataset, one network, one objective, and the numbers of the training. Datasets, networks and objectives
-are settings too, each defined beside the code it configures; this file holds what they share and imports none of them, so that
-reading a recipe's form never imports torch.
+A `Recipe` names one dataset, one network, one objective, and the numbers of the training. Datasets, networks and
+objectives are settings too, each defined beside the code it configures; this file holds what they share and imports
+none of them, so that reading a recipe's form never imports torch.
 
-Fields marked with `free()` cannot change any computed value (where data lie, how many samples share a file, …). They stay out of
-`identity`, on which the validity of stages and caches rests.
+Fields marked with `free()` cannot change any computed value (where data lie, how many samples share a file, …). They
+stay out of `identity`, on which the validity of stages and caches rests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     def identity(self) -> dict[str, JsonValue]:
-        """The fields that can change a computed value, as JSON; nested settings likewise, with the name of their kind."""
+        """The fields that can change a computed value, as JSON; nested settings likewise, with the name of their
+        kind.
+        """
         found: dict[str, JsonValue] = {"kind": type(self).__name__}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
@@ -73,7 +75,9 @@ class NetworkSettings(Settings, ABC):
 
     @abstractmethod
     def modules(self, sample_shape: Shape) -> list[Module]:
-        """Freshly initialised modules 1, 2, … for samples of this shape, drawing from torch's global generator in order."""
+        """Freshly initialised modules 1, 2, … for samples of this shape, drawing from torch's global generator in
+        order.
+        """
 
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
@@ -85,7 +89,9 @@ class ObjectiveSettings(Settings, ABC):
 
     @abstractmethod
     def build(self, module: Module, sample_shape: Shape, classes: int | None) -> Objective:
-        """The loss for one module whose input samples have `sample_shape`; `classes` is the number of labels, if there are any."""
+        """The loss for one module whose input samples have `sample_shape`; `classes` is the number of labels, if
+        there are any.
+        """
 
 
 class Optimiser(Settings):
@@ -103,18 +109,28 @@ class Training(Settings):
 
     batch_size: int = Field(32, ge=1, description="samples a step")
     epochs: int = Field(300, ge=1, description="the most epochs a module is trained")
-    patience: int = Field(10, ge=1, description="epochs without improvement of the validation loss after which a module has converged")
-    tolerance: float = Field(1e-3, ge=0, lt=1, description="relative decrease of the validation loss that counts as improvement")
+    patience: int = Field(
+        10, ge=1, description="epochs without improvement of the validation loss after which a module has converged"
+    )
+    tolerance: float = Field(
+        1e-3, ge=0, lt=1, description="relative decrease of the validation loss that counts as improvement"
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
     checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
-    micro_batch: int | None = free(None, ge=1, description="samples that go through the module at once; None: the whole batch")
-    max_memory: int | None = free(None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch")
+    micro_batch: int | None = free(
+        None, ge=1, description="samples that go through the module at once; None: the whole batch"
+    )
+    max_memory: int | None = free(
+        None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch"
+    )
 
 
 class Probe(Settings):
     """A linear classifier on a frozen, mean-pooled representation (paper, section 4 and appendix A)."""
 
-    learning_rates: tuple[float, ...] = Field((1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken")
+    learning_rates: tuple[float, ...] = Field(
+        (1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken"
+    )
     epochs: int = Field(300, ge=1, description="epochs")
     batch_size: int = Field(256, ge=1, description="samples a step")
 
@@ -122,7 +138,9 @@ class Probe(Settings):
 class CacheSettings(Settings):
     """How a frozen module's outputs are stored."""
 
-    dtype: Literal["float32", "float16", "bfloat16", "uint8"] = Field("float16", description="uint8: a scale per channel")
+    dtype: Literal["float32", "float16", "bfloat16", "uint8"] = Field(
+        "float16", description="uint8: a scale per channel"
+    )
     codec: Literal["none", "lz4", "zstd"] = free("lz4")
     views: int = Field(1, ge=1, description="augmentations stored for each training sample")
 
@@ -138,8 +156,12 @@ class Recipe(Settings):
     training: Training = Training()
     probe: Probe = Probe()
     cache: CacheSettings = CacheSettings()
-    schedule: Literal["iterative", "simultaneous"] = Field("iterative", description="one module after another, or all in each step")
-    feed: Literal["cache", "recompute"] = Field("cache", description="inputs of the stages above the first; recompute: through the frozen modules")
+    schedule: Literal["iterative", "simultaneous"] = Field(
+        "iterative", description="one module after another, or all in each step"
+    )
+    feed: Literal["cache", "recompute"] = Field(
+        "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
+    )
     seed: int = Field(0, ge=0, lt=2**32)
 
 

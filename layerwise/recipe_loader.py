@@ -1,6 +1,7 @@
 """From a name or a path, and overrides, to a `Recipe`.
 
-A recipe is Python, so loading one runs it: only those that are built in, and files that the user names by an explicit path ending in `.py`.
+A recipe is Python, so loading one runs it: only those that are built in, and files that the user names by an
+explicit path ending in `.py`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def _find(source: str) -> Path:
         printable = source.encode("unicode_escape").decode()
         nearest = difflib.get_close_matches(source, known, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}."
-        raise RecipeError(f"there is no recipe {printable!r}: {hint} A recipe of your own is given as a path that ends in .py")
+        raise RecipeError(
+            f"there is no recipe {printable!r}: {hint} A recipe of your own is given as a path that ends in .py"
+        )
     path = Path(source)
     if not path.is_file():
         raise RecipeError(f"there is no file {str(path)!r} to load a recipe from")
@@ -80,7 +83,10 @@ def _execute(path: Path) -> Recipe:
         raise RecipeError(f"{path} could not be run: {type(error).__name__}: {error}") from error
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{path} must define `recipe = Recipe(…)`; it defines {'no recipe' if recipe is None else type(recipe).__name__}")
+        raise RecipeError(
+            f"{path} must define `recipe = Recipe(…)`; it defines "
+            f"{'no recipe' if recipe is None else type(recipe).__name__}"
+        )
     return recipe
 
 
@@ -108,7 +114,10 @@ def _replace(settings: Any, path: Sequence[str], value: Any, name: str) -> Any:
     if rest:
         value = _replace(getattr(settings, field), rest, value, name)
     elif isinstance(getattr(settings, field), Settings):
-        raise RecipeError(f"{name} is a group of fields: set one of them ({', '.join(f'{name}.{inner}' for inner in type(getattr(settings, field)).model_fields)})")
+        raise RecipeError(
+            f"{name} is a group of fields: set one of them "
+            f"({', '.join(f'{name}.{inner}' for inner in type(getattr(settings, field)).model_fields)})"
+        )
     # Only this level is validated anew: values of the levels below are settings already.
     fields = {inner: getattr(settings, inner) for inner in type(settings).model_fields}
     try:
@@ -123,7 +132,11 @@ def _nearest_field(settings: Any, field: str, name: str) -> str:
     fields = list(type(settings).model_fields)
     above = name[: len(name) - len(field)] if name.endswith(field) else ""
     nearest = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-    return f"did you mean {above}{nearest[0]}?" if nearest else f"{(above or 'the recipe').rstrip('.')} has {', '.join(fields)}"
+    return (
+        f"did you mean {above}{nearest[0]}?"
+        if nearest
+        else f"{(above or 'the recipe').rstrip('.')} has {', '.join(fields)}"
+    )
 
 
 def explain(error: ValidationError, name: str | None) -> str:

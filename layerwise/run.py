@@ -1,16 +1,16 @@
 """The run directory: everything one training produced, who holds it, and which parts of it are still true.
 
-    RUN/
-      run.json                    recipe (name or path) and overrides: enough to load the recipe again
-      recipe.json                 the resolved recipe, every field
-      lock                        held while a command writes
-      stages/1/module.safetensors the frozen module
-      stages/1/stage.json         written last: what it was made from, its hash, how the training went
-      stages/1/metrics.jsonl      a line an epoch
-      stages/1/checkpoint.json, checkpoint-STEP.safetensors     while it trains
-      caches/1/                   module 1's outputs, a Zarr v3 group
-      probes/1.json               linear classifiers on module 1's representation
-      report/                     report.html and its pictures
+RUN/
+  run.json                    recipe (name or path) and overrides: enough to load the recipe again
+  recipe.json                 the resolved recipe, every field
+  lock                        held while a command writes
+  stages/1/module.safetensors the frozen module
+  stages/1/stage.json         written last: what it was made from, its hash, how the training went
+  stages/1/metrics.jsonl      a line an epoch
+  stages/1/checkpoint.json, checkpoint-STEP.safetensors     while it trains
+  caches/1/                   module 1's outputs, a Zarr v3 group
+  probes/1.json               linear classifiers on module 1's representation
+  report/                     report.html and its pictures
 """
 
 from __future__ import annotations
@@ -69,7 +69,9 @@ class Run:
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "another process"
-                raise RunLocked(f"{self.folder} is in use by {holder}. Wait for it, or choose another --run-dir.") from None
+                raise RunLocked(
+                    f"{self.folder} is in use by {holder}. Wait for it, or choose another --run-dir."
+                ) from None
             file.truncate(0)
             file.write(f"process {os.getpid()} ({purpose})")
             file.flush()
@@ -83,7 +85,10 @@ def open_run(folder: Path, recipe: Recipe, source: str, overrides: Sequence[str]
     """The run at `folder`, made where it does not exist, following `recipe` from now on."""
     known = read_json(folder / "recipe.json")
     if known is not None and known.get("name") != recipe.name:
-        raise UsageError(f"{folder} holds a run of the recipe {known.get('name')!r}, not of {recipe.name!r}: choose another --run-dir")
+        raise UsageError(
+            f"{folder} holds a run of the recipe {known.get('name')!r}, not of {recipe.name!r}: choose "
+            "another --run-dir"
+        )
     write_json(folder / "run.json", {"recipe": source, "set": list(overrides)})
     write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
     return Run(folder, recipe)
@@ -114,7 +119,9 @@ def last_run() -> Path:
     """
     known = read_json(RUNS / ".last.json")
     if known is None:
-        raise NotReady(f"no run was used yet in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits")
+        raise NotReady(
+            f"no run was used yet in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits"
+        )
     folder = Path(known["run"])
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 

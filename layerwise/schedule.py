@@ -57,9 +57,17 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     steps = feed.samples // recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
     with memory.peak(setup.device) as peak:
-        place = train(learners, feed, recipe.training, setup.arithmetic, folder, made_from, setup.progress, setup.should_stop)
+        place = train(
+            learners, feed, recipe.training, setup.arithmetic, folder, made_from, setup.progress, setup.should_stop
+        )
     setup.progress.end()
-    outcome = {"epochs": place.epoch, "best_epoch": place.best_epoch, "seconds": place.seconds, "steps": place.step, "peak": asdict(peak)}
+    outcome = {
+        "epochs": place.epoch,
+        "best_epoch": place.best_epoch,
+        "seconds": place.seconds,
+        "steps": place.step,
+        "peak": asdict(peak),
+    }
     for learner in learners:
         freeze(setup, learner, made_from, {**outcome, "trained_with": list(numbers)})
     drop_checkpoint(folder)

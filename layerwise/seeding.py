@@ -1,7 +1,8 @@
 """Random numbers that depend on what they are for, and on nothing that happened before.
 
-Every draw (a view of a sample, the negatives of a step, a module's initial weights) has its own generator, seeded by the recipe's
-seed and the draw's coordinates. So a resumed run needs no stored generator state, and the order of work never changes a value.
+Every draw (a view of a sample, the negatives of a step, a module's initial weights) has its own generator, seeded by
+the recipe's seed and the draw's coordinates. So a resumed run needs no stored generator state, and the order of work
+never changes a value.
 """
 
 from __future__ import annotations

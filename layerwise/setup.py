@@ -93,7 +93,11 @@ class Setup:
         with torch.device("meta"):
             modules = self.recipe.network.modules(self.facts.sample_shape)
         return [
-            {"module": number, "parameters": sum(weight.numel() for weight in module.parameters()), "channels": module.channels}
+            {
+                "module": number,
+                "parameters": sum(weight.numel() for weight in module.parameters()),
+                "channels": module.channels,
+            }
             for number, module in enumerate(modules, 1)
         ]
 
@@ -103,14 +107,18 @@ class Setup:
             UsageError: the recipe has no such module.
         """
         if not 1 <= number <= self.depth:
-            raise UsageError(f"there is no module {number}: the recipe {self.recipe.name!r} has modules 1 to {self.depth}")
+            raise UsageError(
+                f"there is no module {number}: the recipe {self.recipe.name!r} has modules 1 to {self.depth}"
+            )
 
     def learner(self, number: int, module: Module) -> Learner:
         """The module, brought to the device, with a fresh objective and optimiser."""
         recipe = self.recipe
         module.to(self.device).train()
         with seeded(recipe.seed, "objective", number):
-            objective = recipe.objective.build(module, self.facts.sample_shape, next(iter(self.facts.classes.values()), None)).to(self.device)
+            objective = recipe.objective.build(
+                module, self.facts.sample_shape, next(iter(self.facts.classes.values()), None)
+            ).to(self.device)
         rates = recipe.optimiser
         optimiser = torch.optim.Adam(
             [*module.parameters(), *objective.parameters()],

@@ -1,7 +1,8 @@
 """The stage runner: train one module (or several together) until it converges, and freeze it.
 
-The loop is `train`. All it knows survives a kill: a checkpoint holds the weights, the optimiser's state and the place in the data, and
-every random draw is a function of that place, so a resumed stage ends in the same bits as one that was never stopped.
+The loop is `train`. All it knows survives a kill: a checkpoint holds the weights, the optimiser's state and the
+place in the data, and every random draw is a function of that place, so a resumed stage ends in the same bits as one
+that was never stopped.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def train(
                 place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
-                raise StoppedEarly(f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved")
+                raise StoppedEarly(
+                    f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved"
+                )
 
         validation = validate(learners, feed, arithmetic)
         means = [total / place.batch for total in place.sums]
@@ -90,7 +93,13 @@ def train(
         place.seconds += time.perf_counter() - began
         if improved:
             place.best_loss, place.best_epoch = sum(validation), place.epoch
-        record = {"epoch": place.epoch, "step": place.step, "loss": means, "validation_loss": validation, "seconds": round(place.seconds, 3)}
+        record = {
+            "epoch": place.epoch,
+            "step": place.step,
+            "loss": means,
+            "validation_loss": validation,
+            "seconds": round(place.seconds, 3),
+        }
         append_line(folder / "metrics.jsonl", record)
         save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
         progress.epoch([learner.number for learner in learners], record)
@@ -113,7 +122,10 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic) ->
                     found.append(learner.objective.represent(encoded))
                     x = encoded.output
             for index, (learner, found) in enumerate(zip(learners, parts, strict=True)):
-                context = Context(torch_generator(arithmetic.seed, "validation", learner.number, number), batch.labels_on(arithmetic.device))
+                context = Context(
+                    torch_generator(arithmetic.seed, "validation", learner.number, number),
+                    batch.labels_on(arithmetic.device),
+                )
                 representations = tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
                 totals[index] += learner.objective.loss(representations, context).item() * len(batch)
             samples += len(batch)

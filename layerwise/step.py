@@ -2,12 +2,12 @@
 
 Two ideas keep the memory of a step at that of one module's micro-batch, and change no gradient:
 
-* *Eager local backward.* No gradient crosses a module's border, so each module is back-propagated and updated right after its own
-  forward, and its graph is gone before the next module's is built.
-* *Exact chunked gradients* (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup"). A loss that
-  contrasts the samples of a batch needs all their representations, which are small, but not all their activations. Forward in
-  micro-batches without a graph and keep the representations; take the loss and its gradient there; forward each micro-batch again,
-  with a graph, and hand it its slice of that gradient.
+* *Eager local backward.* No gradient crosses a module's border, so each module is back-propagated and updated right
+  after its own forward, and its graph is gone before the next module's is built.
+* *Exact chunked gradients* (Gao et al. 2021, "Scaling Deep Contrastive Learning Batch Size under Memory Limited
+  Setup"). A loss that contrasts the samples of a batch needs all their representations, which are small, but not all
+  their activations. Forward in micro-batches without a graph and keep the representations; take the loss and its
+  gradient there; forward each micro-batch again, with a graph, and hand it its slice of that gradient.
 
 Letters: B batch, b micro-batch.
 """
@@ -73,14 +73,18 @@ def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic:
     return _chunked(learners, batch, step, arithmetic, slices)
 
 
-def _whole(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> Iterator[tuple[Learner, float]]:
+def _whole(
+    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic
+) -> Iterator[tuple[Learner, float]]:
     x = batch.inputs_on(arithmetic.device)
     labels = batch.labels_on(arithmetic.device)
     for learner in learners:
         torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step))
         with arithmetic.autocast():
             encoded = learner.module(x)
-            loss = learner.objective.loss(learner.objective.represent(encoded), _context(learner, step, arithmetic, labels))
+            loss = learner.objective.loss(
+                learner.objective.represent(encoded), _context(learner, step, arithmetic, labels)
+            )
         _finite(loss.item(), learner, step)
         x = encoded.output.detach()
         del encoded
@@ -89,12 +93,16 @@ def _whole(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Ari
         yield learner, loss.item()
 
 
-def _chunked(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]) -> list[float]:
+def _chunked(
+    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
+) -> list[float]:
     for learner in learners:
         if (layer := learner.module.couples_samples()) is not None:
             raise RecipeError(
-                f"module {learner.number} has {layer}, whose result for one sample depends on the others, so micro-batches of "
-                f"{arithmetic.micro_batch} would change its gradients: leave out --micro-batch and --max-memory, or normalise within a sample (GroupNorm, LayerNorm)"
+                f"module {learner.number} has {layer}, whose result for one sample depends on the others, "
+                "so micro-batches of "
+                f"{arithmetic.micro_batch} would change its gradients: leave out --micro-batch and "
+                "--max-memory, or normalise within a sample (GroupNorm, LayerNorm)"
             )
     labels = batch.labels_on(arithmetic.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in learners]
@@ -113,15 +121,23 @@ def _chunked(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: A
         loss.backward()
 
     for chunk in slices:
-        for (_, represented), representations in zip(_forward(learners, batch, chunk, step, arithmetic), whole, strict=True):
-            pairs = [(part, all_.grad[chunk]) for part, all_ in zip(represented, representations, strict=True) if all_.grad is not None and part.requires_grad]
+        for (_, represented), representations in zip(
+            _forward(learners, batch, chunk, step, arithmetic), whole, strict=True
+        ):
+            pairs = [
+                (part, all_.grad[chunk])
+                for part, all_ in zip(represented, representations, strict=True)
+                if all_.grad is not None and part.requires_grad
+            ]
             torch.autograd.backward([part for part, _ in pairs], [gradient for _, gradient in pairs])
     for learner in learners:
         _update(learner)
     return losses
 
 
-def _forward(learners: Sequence[Learner], batch: Batch, chunk: slice, step: int, arithmetic: Arithmetic) -> Iterator[tuple[Learner, tuple[Tensor, ...]]]:
+def _forward(
+    learners: Sequence[Learner], batch: Batch, chunk: slice, step: int, arithmetic: Arithmetic
+) -> Iterator[tuple[Learner, tuple[Tensor, ...]]]:
     """One micro-batch through every learner; both passes see the same random layers."""
     x = batch.inputs_on(arithmetic.device, chunk)
     for learner in learners:
@@ -146,5 +162,8 @@ def _update(learner: Learner) -> None:
 def _finite(loss: float, learner: Learner, step: int) -> float:
     if not math.isfinite(loss):
         rate = learner.optimiser.param_groups[0]["lr"]
-        raise Diverged(f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The last checkpoint is whole; try a lower optimiser.learning_rate.")
+        raise Diverged(
+            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The "
+            "last checkpoint is whole; try a lower optimiser.learning_rate."
+        )
     return loss

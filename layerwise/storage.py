@@ -1,7 +1,7 @@
 """Files that are either whole or absent, and tensors that are what their hash says.
 
-A file is written beside its place, flushed to the disk, and renamed over it; the directory is flushed too. So a reader never meets half
-a file, and a power cut never leaves one.
+A file is written beside its place, flushed to the disk, and renamed over it; the directory is flushed too. So a
+reader never meets half a file, and a power cut never leaves one.
 """
 
 from __future__ import annotations
@@ -41,7 +41,10 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise WillNotFit(f"could not write {path} ({len(content):,} bytes): {os.strerror(error.errno)}. Free some disk and run the same command again; what was saved before is whole.") from error
+            raise WillNotFit(
+                f"could not write {path} ({len(content):,} bytes): {os.strerror(error.errno)}. Free some "
+                "disk and run the same command again; what was saved before is whole."
+            ) from error
         raise
 
 
@@ -68,9 +71,14 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise DamagedData(f"{path} is damaged: it should hold a JSON object ({error}). Delete it to do that part again.") from error
+        raise DamagedData(
+            f"{path} is damaged: it should hold a JSON object ({error}). Delete it to do that part again."
+        ) from error
     if not isinstance(content, dict):
-        raise DamagedData(f"{path} is damaged: it should hold a JSON object and holds a {type(content).__name__}. Delete it to do that part again.")
+        raise DamagedData(
+            f"{path} is damaged: it should hold a JSON object and holds a {type(content).__name__}. Delete "
+            "it to do that part again."
+        )
     return content
 
 
@@ -90,10 +98,16 @@ def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DamagedData(f"{path} is missing, though its record says it was written. Delete the record beside it to do that part again.") from None
+        raise DamagedData(
+            f"{path} is missing, though its record says it was written. Delete the record beside it to do "
+            "that part again."
+        ) from None
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
-        raise DamagedData(f"{path} is damaged: its sha256 is {found[:12]}…, and {sha256[:12]}… was written. Restore it, or delete its folder to do that part again.")
+        raise DamagedData(
+            f"{path} is damaged: its sha256 is {found[:12]}…, and {sha256[:12]}… was written. Restore it, "
+            "or delete its folder to do that part again."
+        )
     try:
         return load_safetensors(content)
     except SafetensorError as error:

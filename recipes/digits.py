@@ -14,7 +14,11 @@ recipe = Recipe(
         patch=8,
         patch_stride=4,
         stem_channels=16,
-        groups=(Group(channels=64, blocks=1), Group(channels=128, blocks=1, stride=2), Group(channels=256, blocks=1, stride=2)),
+        groups=(
+            Group(channels=64, blocks=1),
+            Group(channels=128, blocks=1, stride=2),
+            Group(channels=256, blocks=1, stride=2),
+        ),
     ),
     objective=PatchInfoNCE(),
     optimiser=Optimiser(learning_rate=1e-3),

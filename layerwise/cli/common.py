@@ -1,4 +1,6 @@
-"""What all commands share: options, the way from them to a `Setup`, errors to exit codes, and the two kinds of output."""
+"""What all commands share: options, the way from them to a `Setup`, errors to exit codes, and the two kinds of
+output.
+"""
 
 from __future__ import annotations
 
@@ -49,12 +51,28 @@ def options(command: Command) -> Command:
             return command(*args, options=shared, **kwargs)
 
     declarations = [
-        click.option("--recipe", metavar="NAME|FILE.py", help="A built-in recipe, or the path of your own. Default: that of the run used last."),
-        click.option("--set", "set", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe, as in objective.negatives=32."),
-        click.option("--run-dir", type=click.Path(path_type=Path), help="Where the run lives. Default: runs/RECIPE, or the run used last."),
+        click.option(
+            "--recipe",
+            metavar="NAME|FILE.py",
+            help="A built-in recipe, or the path of your own. Default: that of the run used last.",
+        ),
+        click.option(
+            "--set",
+            "set",
+            metavar="KEY=VALUE",
+            multiple=True,
+            help="Override a field of the recipe, as in objective.negatives=32.",
+        ),
+        click.option(
+            "--run-dir",
+            type=click.Path(path_type=Path),
+            help="Where the run lives. Default: runs/RECIPE, or the run used last.",
+        ),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset lies."),
         click.option("--download", is_flag=True, help="Fetch the dataset into --data-dir where it is missing."),
-        click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."),
+        click.option(
+            "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."
+        ),
         click.option("--json", is_flag=True, help="Machine output on stdout; everything else goes to stderr."),
     ]
     for declare in reversed(declarations):

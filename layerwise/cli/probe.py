@@ -8,7 +8,12 @@ from layerwise.cli.common import Options, emit, options, setup_for
 
 
 @click.command(name="probe")
-@click.option("--module", "number", type=click.IntRange(min=1), help="Whose representation to classify. Default: the last module's.")
+@click.option(
+    "--module",
+    "number",
+    type=click.IntRange(min=1),
+    help="Whose representation to classify. Default: the last module's.",
+)
 @click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
 @options
 def command(number: int | None, fresh: bool, options: Options) -> None:

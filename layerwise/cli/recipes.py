@@ -20,4 +20,7 @@ def command(as_json: bool) -> None:
     width = max(map(len, found))
     for name, text in found.items():
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {text}")
-    click.echo("\nlayerwise run --recipe NAME. A recipe of your own is a Python file that defines `recipe`: --recipe path/to/mine.py")
+    click.echo(
+        "\nlayerwise run --recipe NAME. A recipe of your own is a Python file that defines `recipe`: "
+        "--recipe path/to/mine.py"
+    )

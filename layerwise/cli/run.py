@@ -8,7 +8,11 @@ from layerwise.cli.common import Options, emit, options, setup_for
 
 
 @click.command(name="run")
-@click.option("--schedule", type=click.Choice(["iterative", "simultaneous"]), help="One module after another, or all in each step.")
+@click.option(
+    "--schedule",
+    type=click.Choice(["iterative", "simultaneous"]),
+    help="One module after another, or all in each step.",
+)
 @click.option("--feed", type=click.Choice(["cache", "recompute"]), help="What the modules above the first read.")
 @click.option("--fresh", is_flag=True, help="Train everything again.")
 @options

@@ -21,4 +21,8 @@ def command(number: int, fresh: bool, options: Options) -> None:
         from layerwise.schedule import run_stage
 
         record = run_stage(setup, number, fresh=fresh)
-        emit(options, {"module": number, "run": str(setup.run.folder), **record}, lambda: stage_table(setup.run, number, record))
+        emit(
+            options,
+            {"module": number, "run": str(setup.run.folder), **record},
+            lambda: stage_table(setup.run, number, record),
+        )

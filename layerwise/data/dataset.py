@@ -1,7 +1,8 @@
 """What every dataset is: named splits of samples that can be read by index, in a given view.
 
-A *view* is one random augmentation of a sample, numbered; view v of sample i is always the same. `None` is the evaluation view
-(the centre crop, say). So a cache can hold views, a later stage can ask for a fresh one, and both know which they have.
+A *view* is one random augmentation of a sample, numbered; view v of sample i is always the same. `None` is the
+evaluation view (the centre crop, say). So a cache can hold views, a later stage can ask for a fresh one, and both
+know which they have.
 """
 
 from __future__ import annotations

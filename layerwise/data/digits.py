@@ -1,6 +1,8 @@
-"""The handwritten digits bundled with scikit-learn: 1,797 real 8x8 scans, here enlarged to 32x32 (Alpaydin & Kaynak 1998).
+"""The handwritten digits bundled with scikit-learn: 1,797 real 8x8 scans, here enlarged to 32x32 (Alpaydin & Kaynak
+1998).
 
-The embedded default: nothing to download. Three tenths are the test set, and a tenth of the others validates the stages.
+The embedded default: nothing to download. Three tenths are the test set, and a tenth of the others validates the
+stages.
 """
 
 from __future__ import annotations
@@ -49,4 +51,6 @@ class Digits(DatasetSettings):
 
         n = len(order)
         test, validation, train = np.split(np.arange(n), [n * 3 // 10, n * 3 // 10 + n * 7 // 100])
-        return Splits(split(train), split(validation), split(np.concatenate([validation, train])), split(test), {"class": 10})
+        return Splits(
+            split(train), split(validation), split(np.concatenate([validation, train])), split(test), {"class": 10}
+        )

@@ -55,8 +55,12 @@ class ArrayImages(Split):
         return digest.hexdigest()
 
 
-def crop_view(picture: npt.NDArray[np.uint8], side: int, flip: bool, seed: int, sample: str, view: int | None) -> npt.NDArray[np.uint8]:
-    """(C, H, W) to (C, side, side): the centre where `view` is None, else this view's random crop, mirrored half of the time."""
+def crop_view(
+    picture: npt.NDArray[np.uint8], side: int, flip: bool, seed: int, sample: str, view: int | None
+) -> npt.NDArray[np.uint8]:
+    """(C, H, W) to (C, side, side): the centre where `view` is None, else this view's random crop, mirrored half of
+    the time.
+    """
     height, width = picture.shape[1:]
     if view is None:
         top, left, mirrored = (height - side) // 2, (width - side) // 2, False

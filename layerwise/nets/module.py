@@ -20,7 +20,9 @@ class Encoded(NamedTuple):
     z: Tensor
     """(B, C, *positions) representation: what is predicted and contrasted."""
     c: Tensor
-    """(B, C', *positions) context: what predicts, and what a probe reads. The same tensor as `z` where there is no context network."""
+    """(B, C', *positions) context: what predicts, and what a probe reads. The same tensor as `z` where there is no
+    context network.
+    """
     output: Tensor
     """(B, ...) all that the next module needs, and all that a cache stores."""
 
@@ -33,7 +35,9 @@ class Module(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, x: Tensor) -> Encoded:
-        """(B, *sample_shape) to `Encoded`. Each sample is encoded on its own unless `couples_samples` says otherwise."""
+        """(B, *sample_shape) to `Encoded`. Each sample is encoded on its own unless `couples_samples` says
+        otherwise.
+        """
 
     def couples_samples(self) -> str | None:
         """The name of a layer whose result for one sample depends on the others (batch statistics), or None.

@@ -1,7 +1,8 @@
-"""Pre-activation residual network on image patches, cut into modules (paper, section 4.1 and appendix A.1; He et al. 2016, v2).
+"""Pre-activation residual network on image patches, cut into modules (paper, section 4.1 and appendix A.1; He et al.
+2016, v2).
 
-An image becomes a grid of partly overlapping patches, and each patch is encoded on its own, without batch normalisation. Between
-modules a sample is `(P, C, h, w)`: one feature map a patch.
+An image becomes a grid of partly overlapping patches, and each patch is encoded on its own, without batch
+normalisation. Between modules a sample is `(P, C, h, w)`: one feature map a patch.
 
 Letters: B batch, P = rows x columns patches, C channels, h, w height and width of a patch's feature map.
 """
@@ -24,7 +25,9 @@ from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
 class Group(Settings):
     """Residual blocks at one resolution; the first block strides and widens."""
 
-    channels: int = Field(ge=4, multiple_of=4, description="channels that each block gives out; a bottleneck has a quarter inside")
+    channels: int = Field(
+        ge=4, multiple_of=4, description="channels that each block gives out; a bottleneck has a quarter inside"
+    )
     blocks: int = Field(ge=1)
     stride: int = Field(1, ge=1, le=4)
 
@@ -36,7 +39,9 @@ class PatchResNet(NetworkSettings):
     patch_stride: int = Field(8, ge=1, description="pixels between neighbouring patches")
     stem_channels: int = Field(64, ge=1)
     groups: tuple[Group, ...] = Field(min_length=1)
-    cuts: tuple[int, ...] | None = Field(None, description="blocks in each module, from the first; None: a module a group")
+    cuts: tuple[int, ...] | None = Field(
+        None, description="blocks in each module, from the first; None: a module a group"
+    )
 
     @model_validator(mode="after")
     def _cuts_cover_the_blocks(self) -> PatchResNet:
@@ -47,10 +52,14 @@ class PatchResNet(NetworkSettings):
 
     def modules(self, sample_shape: Shape) -> list[Module]:
         if len(sample_shape) != 3:
-            raise RecipeError(f"PatchResNet reads images (channels, height, width); the dataset gives samples of shape {sample_shape}")
+            raise RecipeError(
+                f"PatchResNet reads images (channels, height, width); the dataset gives samples of shape {sample_shape}"
+            )
         channels, *sides = sample_shape
         if min(sides) < self.patch:
-            raise RecipeError(f"network.patch is {self.patch} pixels, larger than the dataset's images of {sides[0]}x{sides[1]}")
+            raise RecipeError(
+                f"network.patch is {self.patch} pixels, larger than the dataset's images of {sides[0]}x{sides[1]}"
+            )
         rows, columns = ((side - self.patch) // self.patch_stride + 1 for side in sides)
         stem = Stem(self.patch, self.patch_stride, channels, self.stem_channels)
         plan = self._blocks()
@@ -58,9 +67,14 @@ class PatchResNet(NetworkSettings):
         ends = list(accumulate(self._cuts()))
         modules: list[Module] = []
         for begin, end in pairwise([0, *ends]):
-            # A block with a projection shortcut reads only relu(x). Handing that on loses nothing, and half of it is zeros.
+            # A block with a projection shortcut reads only relu(x). Handing that on loses nothing, and half of it is
+            # zeros.
             rectify = end == len(plan) or plan[end].projects
-            modules.append(ResidualModule(blocks[begin:end], (rows, columns), stem if begin == 0 else None, rectify, plan[end - 1].outputs))
+            modules.append(
+                ResidualModule(
+                    blocks[begin:end], (rows, columns), stem if begin == 0 else None, rectify, plan[end - 1].outputs
+                )
+            )
             if end < len(plan):
                 blocks[end].input_is_rectified = rectify
         return modules
@@ -112,15 +126,19 @@ class Stem(nn.Module):
         self.convolution = nn.Conv2d(inputs, outputs, 5, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = images.unfold(2, self.patch, self.stride).unfold(3, self.patch, self.stride)  # (B, C, rows, columns, p, p)
+        patches = images.unfold(2, self.patch, self.stride).unfold(
+            3, self.patch, self.stride
+        )  # (B, C, rows, columns, p, p)
         b, c, rows, columns, p, _ = patches.shape
         flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(b * rows * columns, c, p, p)
         encoded: Tensor = self.convolution(flat)
-        return encoded.unflatten(0, (b, rows * columns))
+        return encoded.view(b, rows * columns, -1, p, p)
 
 
 class Bottleneck(nn.Module):
-    """out = relu(x); 1x1, relu, 3x3 with the stride, relu, 1x1; added to x, or to a 1x1 projection of out where the shape changes."""
+    """out = relu(x); 1x1, relu, 3x3 with the stride, relu, 1x1; added to x, or to a 1x1 projection of out where the
+    shape changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -144,7 +162,9 @@ class Bottleneck(nn.Module):
 class ResidualModule(Module):
     """Consecutive residual blocks, after the patches and the first convolution where it is the first module."""
 
-    def __init__(self, blocks: Sequence[nn.Module], grid: tuple[int, int], stem: Stem | None, rectify: bool, channels: int) -> None:
+    def __init__(
+        self, blocks: Sequence[nn.Module], grid: tuple[int, int], stem: Stem | None, rectify: bool, channels: int
+    ) -> None:
         super().__init__()
         self.stem = stem
         self.blocks = nn.Sequential(*blocks)
@@ -159,5 +179,5 @@ class ResidualModule(Module):
         b = patches.shape[0]
         y: Tensor = self.blocks(patches.flatten(0, 1))
         z = y.mean((2, 3)).view(b, *self.grid, -1).permute(0, 3, 1, 2)
-        output = (F.relu(y) if self.rectify else y).unflatten(0, (b, -1))
+        output = (F.relu(y) if self.rectify else y).view(b, -1, *y.shape[1:])
         return Encoded(z, z, output)

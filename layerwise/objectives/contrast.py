@@ -25,7 +25,9 @@ def contrast(context: Tensor, positive: Tensor, candidates: Tensor, negatives: T
 
 
 def _negative_scores(context: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
-    """(N, K) inner products, by whichever way holds fewer numbers: all (N, M) scores, or the gathered (N, K, D) vectors."""
+    """(N, K) inner products, by whichever way holds fewer numbers: all (N, M) scores, or the gathered (N, K, D)
+    vectors.
+    """
     if candidates.shape[0] <= negatives.shape[1] * candidates.shape[1]:
         return (context @ candidates.T).gather(1, negatives)
     return torch.einsum("nd,nkd->nk", context, candidates[negatives])

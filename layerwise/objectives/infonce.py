@@ -1,8 +1,9 @@
 """InfoNCE over the rows of a patch grid (paper, section 4.1 and appendix A.1; Oord et al. 2018, Hénaff et al. 2019).
 
-Each patch predicts the patches below it in its column, skipping the first, which it overlaps: for k = 1..K the score of context c at
-row r and target z at row r + k + 1 is z^T W_k c. Negatives are drawn with replacement from all targets of the batch at that k, and may
-hit the positive. Equal to the published code's loss but for its `log(softmax + 1e-11)`, here a stable log-softmax.
+Each patch predicts the patches below it in its column, skipping the first, which it overlaps: for k = 1..K the score
+of context c at row r and target z at row r + k + 1 is z^T W_k c. Negatives are drawn with replacement from all targets
+of the batch at that k, and may hit the positive. Equal to the published code's loss but for its
+`log(softmax + 1e-11)`, here a stable log-softmax.
 
 Letters: B batch, C channels, R rows, S columns, K prediction steps.
 """
@@ -37,7 +38,9 @@ class PatchInfoNCELoss(Objective):
     def __init__(self, target_channels: int, context_channels: int, steps: int, skip: int, negatives: int) -> None:
         super().__init__()
         self.skip, self.negatives = skip, negatives
-        self.predictors = nn.ModuleList(nn.Conv2d(target_channels, context_channels, 1, bias=False) for _ in range(steps))
+        self.predictors = nn.ModuleList(
+            nn.Conv2d(target_channels, context_channels, 1, bias=False) for _ in range(steps)
+        )
 
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
         """Mean over k; representations are z and c, each (B, C, R, S), or z alone where they are the same."""
@@ -45,8 +48,10 @@ class PatchInfoNCELoss(Objective):
         rows = z.shape[2]
         if rows <= self.skip + len(self.predictors):
             raise RecipeError(
-                f"objective.steps = {len(self.predictors)} with objective.skip = {self.skip} predicts {len(self.predictors) + self.skip} rows down, "
-                f"and the patch grid has {rows} rows: choose steps of {max(rows - 1 - self.skip, 1)} or fewer, or more patches"
+                f"objective.steps = {len(self.predictors)} with objective.skip = {self.skip} predicts "
+                f"{len(self.predictors) + self.skip} rows down, "
+                f"and the patch grid has {rows} rows: choose steps of {max(rows - 1 - self.skip, 1)} or "
+                "fewer, or more patches"
             )
         total = z.new_zeros(())
         for k, predictor in enumerate(self.predictors, start=1 + self.skip):
@@ -55,5 +60,3 @@ class PatchInfoNCELoss(Objective):
             drawn = torch.randint(len(targets), (len(targets), self.negatives), generator=context.generator)
             total = total + contrast(contexts, targets, targets, drawn.to(targets.device))
         return total / len(self.predictors)
-
-

@@ -1,7 +1,7 @@
 """What every local objective is: a per-sample part and a part that couples the batch.
 
-The cut between them is what makes exact training under a memory budget possible: `represent` may run in micro-batches, `loss` needs
-the representations of the whole batch at once, and these are small.
+The cut between them is what makes exact training under a memory budget possible: `represent` may run in
+micro-batches, `loss` needs the representations of the whole batch at once, and these are small.
 
 Letters: B batch.
 """

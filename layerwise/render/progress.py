@@ -23,7 +23,13 @@ def console_progress(stream: IO[str]) -> Iterator[Progress]:
     if not console.is_terminal:
         yield _Lines(console)
         return
-    columns = (TextColumn("[bold]{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[detail]}"), TimeRemainingColumn())
+    columns = (
+        TextColumn("[bold]{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[detail]}"),
+        TimeRemainingColumn(),
+    )
     with Bar(*columns, console=console, transient=True) as bar:
         yield _Bars(bar)
 
@@ -37,7 +43,14 @@ class _Work:
         self.began = 0.0
 
     def start(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit, self.done, self.samples, self.began = title, total, unit, 0, 0, time.monotonic()
+        self.title, self.total, self.unit, self.done, self.samples, self.began = (
+            title,
+            total,
+            unit,
+            0,
+            0,
+            time.monotonic(),
+        )
 
     def rate(self) -> str:
         seconds = time.monotonic() - self.began
@@ -46,7 +59,9 @@ class _Work:
 
 def epoch_line(numbers: Sequence[int], record: Mapping[str, Any]) -> str:
     pairs = zip(numbers, record["loss"], record["validation_loss"], strict=True)
-    losses = "  ".join(f"module {number}: loss {loss:.4f}, validation {validation:.4f}" for number, loss, validation in pairs)
+    losses = "  ".join(
+        f"module {number}: loss {loss:.4f}, validation {validation:.4f}" for number, loss, validation in pairs
+    )
     return f"epoch {record['epoch']:>3}  {losses}  ({record['seconds']:.1f} s)"
 
 
@@ -93,7 +108,10 @@ class _Lines:
         if now - self._last >= LOG_EVERY:
             self._last = now
             left = (now - self._work.began) / self._work.done * (self._work.total - self._work.done)
-            self._console.print(f"{self._work.title}: {self._work.done:,} of {self._work.total:,} {self._work.unit}  {detail}  {self._work.rate()}  {left:,.0f} s left")
+            self._console.print(
+                f"{self._work.title}: {self._work.done:,} of {self._work.total:,} {self._work.unit}  "
+                f"{detail}  {self._work.rate()}  {left:,.0f} s left"
+            )
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self._console.print(epoch_line(numbers, record))

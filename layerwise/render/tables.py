@@ -53,7 +53,12 @@ def cache_table(facts: Mapping[str, Any]) -> None:
     made = table(f"cache of module {facts['module']}", "split", "samples", "shape of a sample", "stored as")
     for name, split in facts["splits"].items():
         views = f" x {split['views']} views" if split["views"] > 1 else ""
-        made.add_row(name, f"{split['samples']:,}{views}", "x".join(map(str, split["shape"])), f"{split['dtype']}, {split['codec']}")
+        made.add_row(
+            name,
+            f"{split['samples']:,}{views}",
+            "x".join(map(str, split["shape"])),
+            f"{split['dtype']}, {split['codec']}",
+        )
     show(made, f"{size(facts['bytes'])} at {facts['location']}; next: layerwise stage {facts['module'] + 1}")
 
 
@@ -61,7 +66,12 @@ def probe_table(probes: Sequence[Mapping[str, Any]], report: Path | None = None)
     made = table("linear probes: test accuracy, %", "module", "task", "trained", "untrained")
     for probe in probes:
         for task, states in probe["tasks"].items():
-            made.add_row(str(probe["module"]), task, f"{100 * states['trained']['accuracy']:.1f}", f"{100 * states['untrained']['accuracy']:.1f}")
+            made.add_row(
+                str(probe["module"]),
+                task,
+                f"{100 * states['trained']['accuracy']:.1f}",
+                f"{100 * states['untrained']['accuracy']:.1f}",
+            )
     show(made, *([f"report: {report}"] if report else []))
 
 
@@ -71,8 +81,14 @@ def status_table(found: Mapping[str, Any]) -> None:
     for module in found["modules"]:
         stage, cache, probe = module["stage"], module["cache"], module["probe"]
         epochs = f", {stage['epochs']} epochs" if "epochs" in stage else ""
-        accuracies = ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values()) if probe else "–"
+        accuracies = (
+            ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values())
+            if probe
+            else "–"
+        )
         bytes_ = f", {size(cache['bytes'])}" if cache["bytes"] else ""
         made.add_row(str(module["module"]), stage["state"] + epochs, cache["state"] + bytes_, accuracies)
-        reasons += [part["reason"] for part in (stage, cache) if part.get("reason") and part["state"] in ("stale", "damaged")]
+        reasons += [
+            part["reason"] for part in (stage, cache) if part.get("reason") and part["state"] in ("stale", "damaged")
+        ]
     show(made, *reasons)
