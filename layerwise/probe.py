@@ -45,6 +45,9 @@ def fit_probe(
     With several learning rates, each is tried on four fifths of the training samples and judged on the fifth.
     """
     features, labels = train
+    if settings.standardise:
+        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-8)
+        features, test = (features - mean) / deviation, ((test[0] - mean) / deviation, test[1])
     rate = settings.learning_rates[0]
     if len(settings.learning_rates) > 1:
         order = torch.from_numpy(numpy_generator(seed, "probe split").permutation(len(labels)))

@@ -132,6 +132,9 @@ class Probe(Settings):
         (1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken"
     )
     epochs: int = Field(300, ge=1, description="epochs")
+    standardise: bool = Field(
+        False, description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not"
+    )
     batch_size: int = Field(256, ge=1, description="samples a step")
 
 

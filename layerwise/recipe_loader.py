@@ -104,7 +104,7 @@ def _value(text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        return None if text in ("none", "None") else text
+        return text
 
 
 def _replace(settings: Any, path: Sequence[str], value: Any, name: str) -> Any:

@@ -50,7 +50,7 @@ def collect(setup: Setup) -> dict[str, Any]:
             "sample_shape": list(setup.facts.sample_shape),
         },
         "device": str(setup.device),
-        "modules": setup.module_facts(),
+        "modules": setup.module_facts,
         "stages": stages,
         "caches": caches,
         "probes": probes,

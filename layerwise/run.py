@@ -55,6 +55,11 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report"
 
+    def follow(self, source: str, overrides: Sequence[str]) -> None:
+        """Note which recipe this run follows from now on, where it came from, and each of its fields."""
+        write_json(self.folder / "run.json", {"recipe": source, "set": list(overrides)})
+        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+
     @contextmanager
     def locked(self, purpose: str) -> Iterator[None]:
         """Hold the run while the block runs. The lock dies with the process.
@@ -81,16 +86,18 @@ class Run:
                 file.truncate(0)
 
 
-def open_run(folder: Path, recipe: Recipe, source: str, overrides: Sequence[str]) -> Run:
-    """The run at `folder`, made where it does not exist, following `recipe` from now on."""
+def open_run(folder: Path, recipe: Recipe) -> Run:
+    """The run at `folder`, which need not exist yet.
+
+    Raises:
+        UsageError: the folder holds a run of another recipe.
+    """
     known = read_json(folder / "recipe.json")
     if known is not None and known.get("name") != recipe.name:
         raise UsageError(
             f"{folder} holds a run of the recipe {known.get('name')!r}, not of {recipe.name!r}: choose "
             "another --run-dir"
         )
-    write_json(folder / "run.json", {"recipe": source, "set": list(overrides)})
-    write_json(folder / "recipe.json", recipe.model_dump(mode="json"))
     return Run(folder, recipe)
 
 

@@ -84,22 +84,20 @@ class Setup:
             return self.recipe.network.modules(self.facts.sample_shape)
 
     @cached_property
-    def depth(self) -> int:
+    def module_facts(self) -> list[dict[str, int]]:
+        """Number, parameters and channels of each module, without making one."""
+        shape = self.facts.sample_shape
         with torch.device("meta"):
-            return len(self.recipe.network.modules(self.facts.sample_shape))
-
-    def module_facts(self) -> list[dict[str, Any]]:
-        """Parameters of each module, for reports."""
-        with torch.device("meta"):
-            modules = self.recipe.network.modules(self.facts.sample_shape)
+            modules = self.recipe.network.modules(shape)
         return [
-            {
-                "module": number,
-                "parameters": sum(weight.numel() for weight in module.parameters()),
-                "channels": module.channels,
-            }
+            {"module": number, "parameters": sum(w.numel() for w in module.parameters()), "channels": module.channels}
             for number, module in enumerate(modules, 1)
         ]
+
+    @property
+    def depth(self) -> int:
+        """How many modules there are."""
+        return len(self.module_facts)
 
     def require_module(self, number: int) -> None:
         """

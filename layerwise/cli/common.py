@@ -123,14 +123,15 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
             source = str(Path(source).resolve())
     recipe = load_recipe(source, overrides)
     folder = folder or RUNS / recipe.name
-    run = open_run(folder, recipe, source, overrides)
+    run = open_run(folder, recipe)
     with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         setup = Setup(run, pick_device(options.device), options.data_dir, options.download, progress, should_stop)
-        remember_last(folder)
         if not writes:
             yield setup
             return
         with run.locked(purpose):
+            run.follow(source, overrides)
+            remember_last(folder)
             yield setup
 
 

@@ -1,0 +1,52 @@
+"""Shared by all tests: a recipe that trains in seconds, and runs in temporary directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from layerwise.data.digits import Digits
+from layerwise.nets.resnet import Group, PatchResNet
+from layerwise.objectives.infonce import PatchInfoNCE
+from layerwise.recipe import CacheSettings, Optimiser, Probe, Recipe, Training
+from layerwise.run import open_run
+from layerwise.setup import Setup
+
+TINY = Recipe(
+    name="tiny",
+    dataset=Digits(samples=160, side=18, crop=16),
+    network=PatchResNet(
+        patch=8,
+        patch_stride=4,
+        stem_channels=4,
+        groups=(
+            Group(channels=8, blocks=1),
+            Group(channels=16, blocks=1, stride=2),
+            Group(channels=16, blocks=1, stride=2),
+        ),
+    ),
+    objective=PatchInfoNCE(steps=1, negatives=4),
+    optimiser=Optimiser(learning_rate=1e-2),
+    training=Training(batch_size=16, epochs=2, checkpoint_every=3),
+    probe=Probe(learning_rates=(1e-2,), epochs=5),
+    cache=CacheSettings(dtype="float32"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Tests run side by side; and sums in one thread are the same on every machine."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_setup(tmp_path: Path) -> Callable[..., Setup]:
+    """`make_setup(recipe, name)`: a setup on the CPU whose run lies in the test's own directory."""
+
+    def make(recipe: Recipe = TINY, name: str = "run") -> Setup:
+        return Setup(open_run(tmp_path / name, recipe), torch.device("cpu"))
+
+    return make
