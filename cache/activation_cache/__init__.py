@@ -1,1 +1,65 @@
-"""A store of activations: standard Zarr v3 on disk, read at memory speed, keyed to what made it."""
+"""A store of activations: standard Zarr v3 on disk, read at memory speed, keyed to what made it.
+
+with create(location, key, [SplitSpec("train", 1000, (256, 16, 16), {"class": "int64"})], Storage("float16")) as w:
+    for values, ids, classes in batches:                # go on where a killed writer stopped: w.done("train")
+        w.append("train", values, ids, {"class": classes})
+    w.commit()
+
+cache = open_cache(location, key)                       # refuses what is unfinished, stale or damaged
+for batch in cache.splits["train"].batches(32, seed=0, epoch=3):
+    ...                                                 # batch.values, batch.labels["class"], batch.ids
+"""
+
+from __future__ import annotations
+
+from .batches import CachedBatch
+from .errors import (
+    AlreadyCommitted,
+    CacheError,
+    Damaged,
+    DoesNotFit,
+    FormatError,
+    InvalidSamples,
+    Locked,
+    NotCommitted,
+    Stale,
+    StoreError,
+)
+from .key import FORMAT, digest, make_key
+from .layout import SplitSpec, Storage
+from .order import epoch_order
+from .quantise import Calibration, calibrate
+from .reader import Cache, Split, open_cache
+from .verify import Report, Status, inspect, verify
+from .writer import CacheWriter, create
+
+__all__ = [
+    "FORMAT",
+    "AlreadyCommitted",
+    "Cache",
+    "CacheError",
+    "CacheWriter",
+    "CachedBatch",
+    "Calibration",
+    "Damaged",
+    "DoesNotFit",
+    "FormatError",
+    "InvalidSamples",
+    "Locked",
+    "NotCommitted",
+    "Report",
+    "Split",
+    "SplitSpec",
+    "Stale",
+    "Status",
+    "Storage",
+    "StoreError",
+    "calibrate",
+    "create",
+    "digest",
+    "epoch_order",
+    "inspect",
+    "make_key",
+    "open_cache",
+    "verify",
+]

@@ -1,0 +1,52 @@
+"""The order of samples in an epoch: a function of (samples, seed, epoch) and of nothing else.
+
+Built on the raw output of PCG64, whose stream numpy guarantees, rather than on `Generator.permutation`, whose
+algorithm it does not: a run resumed under another numpy goes on in the same order.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Indices = npt.NDArray[np.int64]
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
+    """A permutation of range(samples), shape (samples,) int64, drawn from (seed, epoch); both at least 0."""
+    return np.argsort(_draws(samples, seed, epoch), kind="stable").astype(np.int64, copy=False)
+
+
+def windowed_order(samples: int, chunk: int, window: int, seed: int, epoch: int) -> Indices:
+    """A permutation for samples that are stored `chunk` to a compressed chunk, shape (samples,) int64.
+
+    Chunks are shuffled; then the samples of each `window` consecutive chunks are shuffled together, so that a reader
+    decodes every chunk once an epoch and holds `window` of them. With at most `window` chunks it is `epoch_order`.
+    """
+    chunks = -(-samples // chunk)
+    if chunks <= window:
+        return epoch_order(samples, seed, epoch)
+    place = np.empty(chunks, np.int64)  # place[c]: in which window chunk c is read
+    place[np.argsort(_draws(chunks, seed, epoch, 1), kind="stable")] = np.arange(chunks) // window
+    order = np.lexsort((_draws(samples, seed, epoch), np.repeat(place, chunk)[:samples]))
+    return order.astype(np.int64, copy=False)
+
+
+def _draws(count: int, *entropy: int) -> npt.NDArray[np.uint64]:
+    draws: npt.NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(count)
+    return draws
+
+
+def rank_slice(order: Indices, batch_size: int, rank: int, world_size: int, drop_last: bool) -> list[Indices]:
+    """Batches of one rank: step t of all ranks together covers the next batch_size * world_size samples of `order`.
+
+    The last, shorter step is dropped with `drop_last`, and otherwise shared out evenly (a rank may get none of it).
+    """
+    step = batch_size * world_size
+    whole = len(order) // step
+    batches = [order[t * step + rank * batch_size : t * step + (rank + 1) * batch_size] for t in range(whole)]
+    if not drop_last and whole * step < len(order):
+        last = np.array_split(order[whole * step :], world_size)[rank]
+        if len(last):
+            batches.append(last)
+    return batches

@@ -1,0 +1,158 @@
+"""What a cache knows about itself: the plan, a journal entry for each finished shard, and the commit record.
+
+    record/plan.json                 key, storage, splits; written first
+    record/<split>/<view>/<n>.json   what shard n holds; written once the shard is safely there
+    record/commit.json               every file with its size and hash; written last, and only then is it a cache
+
+Each is one JSON object in canonical form with its own sha256, so that a change of any byte shows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import Damaged, FormatError, NotCommitted
+from .key import FORMAT, Json, canonical
+from .layout import COMMIT, PLAN, Plan, SplitSpec, grid, journal_path, shard_path
+from .store import Store
+
+_NAME = "activation-cache"
+
+
+def seal_json(body: Mapping[str, Json]) -> bytes:
+    """A JSON object as it is written here: canonical, with the sha256 of the rest in it."""
+    return canonical({**body, "sha256": hashlib.sha256(canonical(body)).hexdigest()})
+
+
+def unseal_json(data: bytes, path: str, location: str) -> dict[str, Any]:
+    """The object behind seal_json's bytes. Raises Damaged if any byte differs from what was written."""
+    try:
+        value = json.loads(data)
+        if isinstance(value, dict) and canonical(value) == data:
+            expected = value.pop("sha256")
+            if expected == hashlib.sha256(canonical(value)).hexdigest():
+                return value
+    except (ValueError, KeyError, RecursionError):
+        pass
+    raise Damaged(f"{location}: {path} is damaged (it does not match its own checksum); {mend(location)}", [path])
+
+
+def mend(location: str) -> str:
+    """The advice that ends a message about damage."""
+    return f"repair the cache at {location} or write it again"
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The journal of one shard: its file's size and seal, and what belongs to its samples.
+
+    size        of the file, bytes
+    lengths     of ragged samples, otherwise empty
+    labels      name -> a number, or a list of numbers, for each sample
+    saturated   how many numbers were outside the calibrated range
+    """
+
+    size: int
+    seal: str
+    ids: list[str]
+    lengths: list[int]
+    labels: dict[str, list[Any]]
+    saturated: int
+
+    def to_bytes(self) -> bytes:
+        return seal_json(
+            {
+                "size": self.size,
+                "seal": self.seal,
+                "ids": self.ids,
+                "lengths": self.lengths,
+                "labels": self.labels,
+                "saturated": self.saturated,
+            }
+        )
+
+
+def read_entry(store: Store, split: str, view: int, shard: int) -> Entry | None:
+    """A shard's journal entry, or None where there is none. Raises Damaged."""
+    path = journal_path(split, view, shard)
+    try:
+        data = store.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Entry(**unseal_json(data, path, store.location))
+
+
+def finished_shards(store: Store, plan: Plan, spec: SplitSpec, view: int) -> dict[int, Entry]:
+    """Shard number -> entry, for each shard of a split's view that is safely there with the size its entry says."""
+    g = grid(spec, plan.storage)
+    found: dict[int, Entry] = {}
+    for shard in range(g.shards):
+        try:
+            entry = read_entry(store, spec.name, view, shard)
+        except Damaged:
+            continue  # the shard counts as unwritten
+        if entry is not None and store.size(shard_file(plan, spec, view, shard)) == entry.size:
+            found[shard] = entry
+    return found
+
+
+def shard_file(plan: Plan, spec: SplitSpec, view: int, shard: int) -> str:
+    """The path of a shard."""
+    return shard_path(spec.name, view, shard, 1 + len(grid(spec, plan.storage).row_shape))
+
+
+def write_plan(store: Store, plan: Plan) -> None:
+    store.write(PLAN, [seal_json({"format": FORMAT, "name": _NAME, "plan": plan.to_json()})])
+
+
+def read_plan(store: Store) -> Plan | None:
+    """The plan of a cache, finished or not; None where there is none. Raises Damaged or FormatError."""
+    try:
+        data = store.read(PLAN)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    value = unseal_json(data, PLAN, store.location)
+    check_format(value, store.location)
+    return Plan.from_json(value["plan"])
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The commit record: the plan, and for each file (bytes, hash): a shard's seal, or the sha256 of any other file."""
+
+    plan: Plan
+    files: dict[str, tuple[int, str]]
+
+    def to_bytes(self) -> bytes:
+        files: Json = {path: list(entry) for path, entry in self.files.items()}
+        return seal_json({"format": FORMAT, "name": _NAME, "plan": self.plan.to_json(), "files": files})
+
+
+def read_commit(store: Store) -> Commit:
+    """The commit record. Raises NotCommitted, Damaged or FormatError."""
+    try:
+        data = store.read(COMMIT)
+    except (FileNotFoundError, NotADirectoryError):
+        partial = store.size(PLAN) is not None
+        what = "is not finished: its writer was stopped before it committed" if partial else "holds no activation cache"
+        todo = "write it again with the same key, and it goes on from the last whole shard" if partial else "write it"
+        raise NotCommitted(f"{store.location} {what}; {todo}") from None
+    value = unseal_json(data, COMMIT, store.location)
+    check_format(value, store.location)
+    return Commit(Plan.from_json(value["plan"]), {path: (size, h) for path, (size, h) in value["files"].items()})
+
+
+def check_format(value: Mapping[str, Any], location: str) -> None:
+    if value.get("name") != _NAME or value.get("format") != FORMAT:
+        raise FormatError(
+            f"{location} has format {value.get('name')!r} {value.get('format')!r}, and this package reads "
+            f"{_NAME!r} {FORMAT}; write the cache again, or use the version that wrote it"
+        )

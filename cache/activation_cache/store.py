@@ -1,0 +1,215 @@
+"""The byte layer: whole files in, whole files or maps of them out. Everything above it is the same for any store."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import mmap
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from .errors import DoesNotFit, Locked
+from .shard import Bytes
+
+_VECTOR = 1024  # buffers in one writev
+
+
+class Store(Protocol):
+    """Where a cache's files lie. Paths are relative, with `/`. A file is seen whole or not at all."""
+
+    @property
+    def location(self) -> str:
+        """For messages."""
+        ...
+
+    def size(self, path: str) -> int | None:
+        """A file's bytes, or None where there is none."""
+        ...
+
+    def read(self, path: str) -> bytes:
+        """A whole file. Raises FileNotFoundError."""
+        ...
+
+    def map(self, path: str) -> Bytes:
+        """A whole file as uint8 of shape (bytes,), to be read and never written. Raises FileNotFoundError."""
+        ...
+
+    def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
+        """Puts a whole file there durably, replacing one atomically. Raises DoesNotFit."""
+        ...
+
+    def create(self, path: str, data: bytes) -> bool:
+        """As write, but only where there is no such file; False where there is."""
+        ...
+
+    def delete(self, path: str) -> None:
+        """Removes a file if it is there."""
+        ...
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        """(path, bytes) of each file below a folder, in any order."""
+        ...
+
+    def free(self) -> int | None:
+        """Bytes that can still be written, or None where there is no such limit."""
+        ...
+
+    def lock(self, rank: int, world_size: int) -> Callable[[], None]:
+        """Takes the writer's lock and returns what releases it. Raises Locked."""
+        ...
+
+
+class LocalStore:
+    """A directory on a local disk. Picklable: it holds nothing but its path."""
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root).absolute()
+
+    @property
+    def location(self) -> str:
+        return str(self.root)
+
+    def size(self, path: str) -> int | None:
+        try:
+            return os.stat(self.root / path).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def read(self, path: str) -> bytes:
+        return (self.root / path).read_bytes()
+
+    def map(self, path: str) -> Bytes:
+        with open(self.root / path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == 0:
+                return np.empty(0, np.uint8)
+            # The map outlives the descriptor, and lives as long as any array on it.
+            return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+
+    def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
+        self._put(path, parts, os.replace)
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            self._put(path, [data], os.link)  # unlike a rename, a link fails where the name is taken
+        except FileExistsError:
+            return False
+        return True
+
+    def _put(self, path: str, parts: Sequence[Bytes | bytes], publish: Callable[[Path, Path], None]) -> None:
+        target = self.root / path
+        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        try:
+            new_folders = _make_folders(target.parent)
+            try:
+                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                try:
+                    _write_all(descriptor, parts)
+                    os.fsync(descriptor)
+                finally:
+                    os.close(descriptor)
+                publish(temporary, target)
+            finally:
+                temporary.unlink(missing_ok=True)
+            for folder in (target.parent, *new_folders):
+                _sync_folder(folder)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise
+            needed, free = sum(map(len, parts)), self.free()
+            raise DoesNotFit(
+                f"writing {target} ({needed:,} bytes) failed: {os.strerror(error.errno)} ({free:,} bytes free). "
+                "Make room, or give the cache another place or a smaller budget; what was written so far is kept.",
+                str(target),
+                needed,
+                free,
+            ) from error
+
+    def delete(self, path: str) -> None:
+        (self.root / path).unlink(missing_ok=True)
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        for folder, _, names in os.walk(self.root / prefix):
+            for name in names:
+                path = Path(folder, name)
+                yield path.relative_to(self.root).as_posix(), path.stat().st_size
+
+    def free(self) -> int:
+        place = self.root
+        while not place.exists():
+            place = place.parent
+        return shutil.disk_usage(place).free
+
+    def lock(self, rank: int, world_size: int) -> Callable[[], None]:
+        """A lone writer excludes all; the ranks of one group share, and each excludes another of its own number."""
+        _make_folders(self.root / "record")
+        held: list[int] = []
+        try:
+            _take(self.root / "record/lock", fcntl.LOCK_SH if world_size > 1 else fcntl.LOCK_EX, held)
+            if world_size > 1:
+                _take(self.root / f"record/lock-{rank}-of-{world_size}", fcntl.LOCK_EX, held)
+        except BaseException:
+            _release(held)
+            raise
+        return lambda: _release(held)
+
+
+def _take(path: Path, kind: int, held: list[int]) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 4096).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise Locked(
+            f"{path.parent.parent} is being written by {holder}; wait for it, or end it and try again", holder
+        ) from error
+    held.append(descriptor)
+    if kind == fcntl.LOCK_EX:  # those who share the lock would write over each other's name
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps({"pid": os.getpid(), "host": os.uname().nodename}).encode(), 0)
+
+
+def _release(held: list[int]) -> None:
+    while held:
+        descriptor = held.pop()
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may still hold the descriptor open
+        os.close(descriptor)
+
+
+def _write_all(descriptor: int, parts: Sequence[Bytes | bytes]) -> None:
+    for start in range(0, len(parts), _VECTOR):
+        group: list[Any] = list(parts[start : start + _VECTOR])
+        left = sum(map(len, group)) - os.writev(descriptor, group)
+        if left:  # the call was cut short: a signal, a full disk, or more than one call takes
+            rest = memoryview(b"".join(bytes(part) for part in group))[-left:]
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+
+
+def _make_folders(folder: Path) -> list[Path]:
+    """Makes a folder with its parents; returns the folders that gained an entry, to be synced."""
+    if folder.is_dir():
+        return []
+    above = _make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    return [*above, folder.parent]
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def open_store(location: str | Path | Store) -> Store:
+    """The store at a location: a directory, or one that was made already."""
+    return LocalStore(location) if isinstance(location, str | Path) else location

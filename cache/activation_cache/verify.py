@@ -1,0 +1,145 @@
+"""Looking at a cache without using it: in what state it is, and whether every byte of it is what was written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from .errors import CacheError, Damaged, NotCommitted, Stale
+from .key import Json, Key
+from .layout import COMMIT, RECORD, grid, values_path
+from .reader import Cache, Split, check_files, check_key
+from .record import finished_shards, read_commit, read_plan, sha256
+from .store import Store, open_store
+
+
+@dataclass(frozen=True)
+class Status:
+    """state   absent; partial (to be continued); valid; stale (made from something else); damaged
+    reason     what is behind it, for people; empty when valid
+    bytes      on disk
+    samples    split -> samples there (of all of its views, the fewest)
+    key        what it was made from, as far as that is known
+    """
+
+    state: Literal["absent", "partial", "valid", "stale", "damaged"]
+    reason: str
+    bytes: int
+    samples: Mapping[str, int]
+    key: Key | None
+
+
+def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None) -> Status:
+    """The state of the cache at `location`, from its records and the sizes of its files; no data is read."""
+    store = open_store(location)
+    size = sum(size for _, size in store.list())
+    try:
+        commit = read_commit(store)
+    except NotCommitted as error:
+        return _unfinished(store, key, size, str(error))
+    except CacheError as error:
+        return Status("damaged", str(error), size, {}, None)
+    plan = commit.plan
+    samples = {spec.name: spec.samples for spec in plan.splits}
+    try:
+        check_key(plan.key, key, store.location)
+    except Stale as error:
+        return Status("stale", str(error), size, samples, plan.key)
+    damaged = check_files(store, commit)
+    reason = "; ".join(f"{path} {why}" for path, why in damaged.items())
+    return Status("damaged" if damaged else "valid", reason, size, samples, plan.key)
+
+
+def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason: str) -> Status:
+    try:
+        plan = read_plan(store)
+    except CacheError as error:
+        return Status("damaged", str(error), size, {}, None)
+    if plan is None:
+        return Status("absent", reason, size, {}, None)
+    samples = {}
+    for spec in plan.splits:
+        g = grid(spec, plan.storage)
+        views = [finished_shards(store, plan, spec, view) for view in range(spec.views)]
+        samples[spec.name] = min(sum(len(g.shard_range(shard)) for shard in found) for found in views)
+    try:
+        check_key(plan.key, key, store.location)
+    except Stale as error:
+        return Status("stale", str(error), size, samples, plan.key)
+    return Status("partial", reason, size, samples, plan.key)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found.
+
+    bytes, files   read
+    damaged        path -> what is wrong with it; for a shard, with the chunks
+    unexpected     files that the cache did not write; they change nothing, but somebody put them there
+    """
+
+    bytes: int
+    files: int
+    damaged: Mapping[str, str]
+    unexpected: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.damaged
+
+
+def verify(location: str | Path | Store) -> Report:
+    """Reads every byte of a finished cache and compares it with the record. Raises NotCommitted or FormatError.
+
+    A damaged commit record is reported like any other damaged file; nothing else can be checked then.
+    """
+    store = open_store(location)
+    try:
+        commit = read_commit(store)
+    except Damaged as error:
+        return Report(store.size(COMMIT) or 0, 1, {COMMIT: str(error)}, ())
+    damaged = check_files(store, commit)
+    cache = Cache(store, commit)
+    shards = set()
+    for split in cache.splits.values():
+        for view in range(split.views):
+            for number in range(split.grid.shards):
+                path = f"{values_path(split.name, view)}/c/{number}" + "/0" * len(split.grid.row_shape)
+                shards.add(path)
+                if path in damaged:
+                    continue
+                try:
+                    bad = _bad_chunks(split, view, number)
+                except Damaged as error:
+                    damaged[path] = str(error)
+                    continue
+                if bad:
+                    damaged[path] = f"chunks {', '.join(map(str, bad[:20]))}{'…' if bad[20:] else ''} are altered"
+    for path, (_, expected) in commit.files.items():
+        if path not in shards and path not in damaged and sha256(store.read(path)) != expected:
+            damaged[path] = "was altered"
+    known = {*commit.files, COMMIT}
+    unexpected = sorted(p for p, _ in store.list() if p not in known and not p.startswith(f"{RECORD}/lock"))
+    size = sum(size for size, _ in commit.files.values())
+    return Report(size, len(commit.files) + 1, damaged, tuple(unexpected))
+
+
+def _bad_chunks(split: Split, view: int, number: int) -> list[int]:
+    """The chunks of a shard whose checksum is wrong or that do not decode. Raises Damaged for the shard as a whole."""
+    shard = split.shard(view, number)
+    row = int(np.prod(split.grid.row_shape, dtype=np.int64)) * split.storage.stored.itemsize
+    out = np.empty(split.grid.chunk_rows * row, np.uint8)
+    bad = []
+    for chunk in range(len(shard.index.offsets)):
+        try:
+            shard.checked[chunk] = False
+            shard.all_checked = False
+            shard.check(np.array([chunk]))
+            shard.decode(chunk, out)
+        except Damaged:
+            bad.append(chunk)
+    return bad

@@ -1,0 +1,182 @@
+"""Writing: resuming, several ranks, several views, and everything that is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activation_cache import (
+    AlreadyCommitted,
+    Calibration,
+    FormatError,
+    InvalidSamples,
+    Locked,
+    NotCommitted,
+    SplitSpec,
+    Stale,
+    Storage,
+    calibrate,
+    create,
+    inspect,
+    make_key,
+    open_cache,
+    verify,
+)
+
+FLOAT32 = Storage()
+KEY = make_key({"weights": "ab", "recipe": {"width": 3}}, FLOAT32)
+SPEC = SplitSpec("train", 10, (4,), {"class": "uint8"}, shard_samples=3)
+VALUES = np.random.default_rng(0).standard_normal((10, 4)).astype(np.float32)
+IDS = [f"image {i}" for i in range(10)]
+CLASSES = np.arange(10)
+
+
+def append(writer, part: slice, view: int = 0) -> None:  # type: ignore[no-untyped-def]
+    writer.append("train", VALUES[part] + view, IDS[part], {"class": CLASSES[part]} if view == 0 else None, view)
+
+
+def test_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 8))
+        assert writer.done("train") == 8
+    assert inspect(tmp_path, KEY).state == "partial"
+    assert inspect(tmp_path, KEY).samples == {"train": 6}
+    with pytest.raises(NotCommitted, match="goes on from the last whole shard"):
+        open_cache(tmp_path)
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        assert writer.done("train") == 6
+        assert writer.pending("train") == [range(6, 10)]
+        append(writer, slice(6, 10))
+        writer.commit()
+    split = open_cache(tmp_path, KEY).splits["train"]
+    np.testing.assert_array_equal(split.read(range(10)), VALUES)
+    assert split.ids == IDS
+    assert inspect(tmp_path, KEY).state == "valid"
+    assert verify(tmp_path).ok
+
+
+def test_a_caller_that_loses_its_place_is_told(tmp_path: Path) -> None:
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 6))
+    with (
+        create(tmp_path, KEY, [SPEC], FLOAT32) as writer,
+        pytest.raises(InvalidSamples, match="'image 0' was appended"),
+    ):
+        append(writer, slice(0, 4))
+
+
+def test_what_is_missing_is_named_at_the_commit(tmp_path: Path) -> None:
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 4))
+        with pytest.raises(NotCommitted, match="'train', view 0 lacks samples 3 to 5, 6 to 8, 9 to 9"):
+            writer.commit()
+
+
+def test_several_ranks_write_disjoint_shards(tmp_path: Path) -> None:
+    writers = [create(tmp_path, KEY, [SPEC], FLOAT32, rank=rank, world_size=3) for rank in range(3)]
+    parts = [part for writer in writers for part in writer.pending("train")]
+    assert sorted(i for part in parts for i in part) == list(range(10))
+    with pytest.raises(Locked, match="pid"):
+        create(tmp_path, KEY, [SPEC], FLOAT32, rank=1, world_size=3)
+    with pytest.raises(Locked):
+        create(tmp_path, KEY, [SPEC], FLOAT32)
+    for writer in reversed(writers):
+        for part in writer.pending("train"):
+            append(writer, slice(part.start, part.stop))
+        if writer is not writers[0]:
+            writer.close()
+    writers[0].commit()
+    np.testing.assert_array_equal(open_cache(tmp_path, KEY).splits["train"].read(range(10)), VALUES)
+
+
+def test_views(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 10, (4,), {"class": "uint8"}, views=3)
+    with create(tmp_path, KEY, [spec], FLOAT32) as writer:
+        for view in range(3):
+            append(writer, slice(0, 10), view)
+        writer.commit()
+    split = open_cache(tmp_path).splits["train"]
+    for view in range(3):
+        np.testing.assert_array_equal(split.read(range(10), view), VALUES + view)
+    with pytest.raises(FormatError, match="there is no view 3"):
+        split.batches(2, view=3)
+
+
+def test_refuses_to_write_over_another_cache(tmp_path: Path) -> None:
+    other = make_key({"weights": "cd", "recipe": {"width": 3}}, FLOAT32)
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 8))
+    with pytest.raises(Stale, match=r'weights \(cached "ab", wanted "cd"\)') as caught:
+        create(tmp_path, other, [SPEC], FLOAT32)
+    assert caught.value.differences == {"weights": ("ab", "cd")}
+    with create(tmp_path, other, [SPEC], FLOAT32, replace=True) as writer:
+        append(writer, slice(0, 10))
+        writer.commit()
+    with pytest.raises(AlreadyCommitted):
+        create(tmp_path, other, [SPEC], FLOAT32)
+    with pytest.raises(Stale, match="weights"):
+        open_cache(tmp_path, KEY)
+    assert inspect(tmp_path, KEY).state == "stale"
+    with create(tmp_path, KEY, [SPEC], FLOAT32, replace=True):
+        assert inspect(tmp_path, KEY).state == "partial"
+
+
+def test_an_unfinished_cache_keeps_its_calibration(tmp_path: Path) -> None:
+    storage, key = Storage("uint8", "lz4"), make_key({}, Storage("uint8"))
+    first = calibrate([np.abs(VALUES)])
+    with create(tmp_path, key, [SPEC], storage, calibration=first) as writer:
+        writer.append("train", np.abs(VALUES[:5]), IDS[:5], {"class": CLASSES[:5]})
+
+    def never() -> Calibration:
+        raise AssertionError("calibrated again")
+
+    with create(tmp_path, key, [SPEC], storage, calibration=never) as writer:
+        assert writer.calibration == first
+        writer.append("train", np.abs(VALUES[3:]), IDS[3:], {"class": CLASSES[3:]})
+        writer.commit()
+    split = open_cache(tmp_path).splits["train"]
+    np.testing.assert_allclose(split.dequantise(split.read(range(10))), np.abs(VALUES), atol=first.scale.max() * 0.501)
+
+
+@pytest.mark.parametrize(
+    ("values", "ids", "labels", "message"),
+    [
+        (np.ones((2, 5)), ["a", "b"], {"class": [1, 2]}, "have shape"),
+        (np.ones((2, 4)), ["a"], {"class": [1]}, "1 ids were given, and 2 values"),
+        (np.ones((2, 4)), ["a", "a"], {"class": [1, 2]}, "'a' was appended before"),
+        (np.ones((2, 4)), ["a", "b"], {}, "labels"),
+        (np.ones((2, 4)), ["a", "b"], {"class": [1, 300]}, "not what uint8 holds"),
+        (np.ones((2, 4), np.int64), ["a", "b"], {"class": [1, 2]}, "int64 cannot be stored as float32"),
+        (np.ones((11, 4)), [str(i) for i in range(11)], {"class": range(11)}, "only 10 are still to come"),
+    ],
+)
+def test_refuses_samples_that_it_cannot_keep(tmp_path: Path, values, ids, labels, message) -> None:  # type: ignore[no-untyped-def]
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer, pytest.raises(InvalidSamples, match=message):
+        writer.append("train", values, ids, labels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16", "uint8"])
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_names_the_sample_that_is_not_finite(tmp_path: Path, dtype, value) -> None:  # type: ignore[no-untyped-def]
+    storage = Storage(dtype)
+    values = np.ones((10, 4), np.float64)
+    values[7, 2] = value
+    calibration = calibrate([np.ones((1, 4))]) if dtype == "uint8" else None
+    writer = create(tmp_path, make_key({}, storage), [SplitSpec("train", 10, (4,))], storage, calibration=calibration)
+    writer.append("train", values, IDS)
+    with pytest.raises(InvalidSamples, match=r"finite|'image 7'"):
+        writer.commit()
+    writer.close()
+    assert inspect(tmp_path).state == "partial"
+
+
+def test_counts_what_saturates(tmp_path: Path) -> None:
+    storage = Storage("uint8")
+    calibration = calibrate([np.full((1, 4), 1.0)])
+    with create(tmp_path, make_key({}, storage), [SplitSpec("a", 2, (4,))], storage, calibration=calibration) as writer:
+        writer.append("a", np.array([[0, 0.6, 1, 2], [3, -1, 0, 0]]), ["a", "b"])
+        writer.commit()
+        assert writer.saturated == {"a": 3}
+    np.testing.assert_array_equal(open_cache(tmp_path).splits["a"].read([0, 1]), [[0, 153, 255, 255], [255, 0, 0, 0]])
