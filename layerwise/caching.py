@@ -28,7 +28,7 @@ def storage(setup: Setup) -> Storage:
 def cache_key(setup: Setup, number: int) -> dict[str, Any]:
     """Everything that can change a value in module `number`'s cache."""
     recipe = setup.recipe
-    causes = {
+    causes: dict[str, Any] = {
         "module": number,
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(),

@@ -133,7 +133,8 @@ class Probe(Settings):
     )
     epochs: int = Field(300, ge=1, description="epochs")
     standardise: bool = Field(
-        False, description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not"
+        False,
+        description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not",
     )
     batch_size: int = Field(256, ge=1, description="samples a step")
 

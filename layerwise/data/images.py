@@ -49,7 +49,7 @@ class ArrayImages(Split):
     def manifest(self) -> str:
         digest = hashlib.sha256(repr((self.pictures.shape, list(self.ids))).encode())
         for picture in self.pictures:  # one at a time: the array may be a map of a file larger than memory
-            digest.update(np.ascontiguousarray(picture))
+            digest.update(picture.tobytes())
         for task in sorted(self.labels):
             digest.update(task.encode() + self.labels[task].tobytes())
         return digest.hexdigest()

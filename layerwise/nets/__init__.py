@@ -1,0 +1,1 @@
+"""Encoders, cut into gradient-isolated modules."""

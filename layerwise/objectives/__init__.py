@@ -1,0 +1,1 @@
+"""Local losses, one a file, each citing its paper."""
