@@ -35,3 +35,6 @@ class Silent:
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None: ...
 
     def end(self) -> None: ...
+
+
+SILENT = Silent()

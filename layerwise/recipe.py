@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
+from layerwise.progress import SILENT, Progress
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -61,8 +63,8 @@ class DatasetSettings(Settings, ABC):
     """Where samples come from and how they are turned into inputs."""
 
     @abstractmethod
-    def open(self, data_dir: Path | None, *, download: bool, seed: int) -> Splits:
-        """The splits, ready to read.
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
+        """The splits, ready to read; `progress` is told of a download or a long look through the files.
 
         Raises:
             NotReady: files are missing; the message lists them and says how to get them.

@@ -52,7 +52,9 @@ class Setup:
     @cached_property
     def splits(self) -> Splits:
         """The dataset, opened; what it is like is noted in the run."""
-        splits = self.recipe.dataset.open(self.data_dir, download=self.download, seed=self.recipe.seed)
+        splits = self.recipe.dataset.open(
+            self.data_dir, download=self.download, seed=self.recipe.seed, progress=self.progress
+        )
         for note in splits.notes:
             self.progress.note(note)
         named = splits.named()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.images import ArrayImages
+from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings
 from layerwise.seeding import numpy_generator
 
@@ -25,7 +26,7 @@ class Digits(DatasetSettings):
     crop: int = Field(32, ge=8, description="side of a random crop, pixels")
     samples: int | None = Field(None, ge=100, description="digits taken; None: all 1,797")
 
-    def open(self, data_dir: Path | None, *, download: bool, seed: int) -> Splits:
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         from sklearn.datasets import load_digits
 
         bunch = load_digits()

@@ -18,7 +18,9 @@ from layerwise.seeding import numpy_generator
 
 
 class ArrayImages(Split):
-    """(N, C, H, W) uint8 pictures; a view is a random crop and flip, the evaluation view the centre crop."""
+    """(N, C, H, W) uint8 pictures, or those of them at `rows`; a view is a random crop and flip, the evaluation view the
+    centre crop.
+    """
 
     def __init__(
         self,
@@ -26,6 +28,7 @@ class ArrayImages(Split):
         ids: Sequence[str],
         labels: dict[str, IntArray],
         *,
+        rows: IntArray | None = None,
         crop: int,
         flip: bool,
         grayscale: bool,
@@ -34,6 +37,7 @@ class ArrayImages(Split):
         seed: int,
     ) -> None:
         self.pictures, self.ids, self.labels = pictures, ids, labels
+        self.rows = np.arange(len(pictures)) if rows is None else rows
         self.crop, self.flip, self.grayscale, self.seed = crop, flip, grayscale, seed
         self.mean = torch.tensor(mean).view(-1, 1, 1)
         self.std = torch.tensor(std).view(-1, 1, 1)
@@ -44,12 +48,12 @@ class ArrayImages(Split):
         return normalise(torch.from_numpy(crops), self.grayscale, self.mean, self.std)
 
     def _crop(self, index: int, view: int | None) -> npt.NDArray[np.uint8]:
-        return crop_view(self.pictures[index], self.crop, self.flip, self.seed, self.ids[index], view)
+        return crop_view(self.pictures[self.rows[index]], self.crop, self.flip, self.seed, self.ids[index], view)
 
     def manifest(self) -> str:
-        digest = hashlib.sha256(repr((self.pictures.shape, list(self.ids))).encode())
-        for picture in self.pictures:  # one at a time: the array may be a map of a file larger than memory
-            digest.update(picture.tobytes())
+        digest = hashlib.sha256(repr(((len(self), *self.pictures.shape[1:]), list(self.ids))).encode())
+        for row in self.rows:  # one at a time: the array may be a map of a file larger than memory
+            digest.update(self.pictures[row].tobytes())
         for task in sorted(self.labels):
             digest.update(task.encode() + self.labels[task].tobytes())
         return digest.hexdigest()

@@ -1,0 +1,156 @@
+"""Fetch a dataset's archive, so that an interrupted transfer goes on, and unpack it without trusting its names."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import http.client
+import shutil
+import tarfile
+import time
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from layerwise.errors import DamagedData, NotReady, WillNotFit
+from layerwise.progress import Progress
+
+BLOCK = 1 << 20  # bytes
+TRIES = 5  # attempts in a row that brought no byte
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file that its publisher describes."""
+
+    url: str
+    size: int
+    """Bytes."""
+    md5: str
+    unpacked: int
+    """Bytes that its contents take, about."""
+
+    @property
+    def name(self) -> str:
+        return self.url.rpartition("/")[2]
+
+
+def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[float], None] = time.sleep) -> Path:
+    """The archive in `folder`, fetched or what is missing of it, and checked.
+
+    Raises:
+        WillNotFit: the disk has no room for it and its contents.
+        NotReady: the server could not be reached; what came is kept.
+        DamagedData: what came is not what was published.
+    """
+    target = folder / archive.name
+    part = target.with_name(target.name + ".part")
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        have = part.stat().st_size if part.exists() else 0
+        _require_space(folder, archive.size - have + archive.unpacked)
+        progress.begin(f"fetch {archive.name}", archive.size, "bytes")
+        progress.advance(have, 0, "")
+        try:
+            _fetch_rest(archive, part, progress, wait)
+        finally:
+            progress.end()
+    source = target if target.exists() else part
+    _check(archive, source, progress)
+    return source.replace(target)
+
+
+def _require_space(folder: Path, needed: int) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise WillNotFit(f"{folder} has {free:,} bytes free, and the archive and its contents take {needed:,} more")
+
+
+def _fetch_rest(archive: Archive, part: Path, progress: Progress, wait: Callable[[float], None]) -> None:
+    failures = 0
+    while (have := part.stat().st_size if part.exists() else 0) < archive.size:
+        try:
+            _transfer(archive, part, have, progress)
+        except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise WillNotFit(
+                    f"the disk is full: {part} has {part.stat().st_size:,} of {archive.size:,} bytes"
+                ) from error
+            refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
+            now = part.stat().st_size if part.exists() else 0
+            failures = failures + 1 if now == have else 1
+            if failures >= TRIES or refused:
+                raise NotReady(
+                    f"{archive.url} could not be fetched: {error}. {now:,} of {archive.size:,} bytes are in {part}; "
+                    "the same command goes on from there"
+                ) from error
+            wait(2.0**failures)
+
+
+def _transfer(archive: Archive, part: Path, have: int, progress: Progress) -> None:
+    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        resumes = response.status == 206
+        if have and not resumes:  # the server gives the whole file: begin again
+            progress.advance(-have, 0, "")
+        with part.open("ab" if resumes else "wb") as file:
+            while block := response.read(BLOCK):
+                file.write(block)
+                progress.advance(len(block), 0, "")
+    if part.stat().st_size < archive.size:  # http.client does not mind
+        raise ConnectionError("the connection closed too early")
+
+
+def _check(archive: Archive, path: Path, progress: Progress) -> None:
+    size = path.stat().st_size
+    if size == archive.size:
+        digest = hashlib.md5(usedforsecurity=False)
+        progress.begin(f"check {archive.name}", size, "bytes")
+        with path.open("rb") as file:
+            while block := file.read(BLOCK):
+                digest.update(block)
+                progress.advance(len(block), 0, "")
+        progress.end()
+        if digest.hexdigest() == archive.md5:
+            return
+        found = f"its md5 is {digest.hexdigest()}, and {archive.md5} was published"
+    else:
+        found = f"it has {size:,} bytes, and {archive.size:,} were published"
+    path.unlink()
+    raise DamagedData(f"{path} is not the file that {archive.url} should give: {found}. It is deleted; fetch it again")
+
+
+def unpack(path: Path, folder: Path, progress: Progress) -> None:
+    """Unpack a .tar.gz into `folder`, each file whole or absent.
+
+    Raises:
+        DamagedData: it is cut short, is no archive, or holds names or kinds of files that point out of the folder.
+        WillNotFit: the disk is full.
+    """
+    staging = folder / f".{path.name}.unpacking"
+    shutil.rmtree(staging, ignore_errors=True)
+    progress.begin(f"unpack {path.name}", path.stat().st_size, "bytes")
+    try:
+        with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:gz") as archive:
+            read = 0
+            for member in archive:
+                archive.extract(member, staging, filter="data")
+                read, before = file.tell(), read
+                progress.advance(read - before, 0, member.name)
+        for unpacked in sorted(staging.rglob("*")):
+            if unpacked.is_file():
+                place = folder / unpacked.relative_to(staging)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                unpacked.replace(place)
+    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            raise WillNotFit(f"the disk is full while {path} was unpacked into {folder}") from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DamagedData(f"{path} cannot be unpacked: {error}. Delete it and fetch it again") from error
+    finally:
+        progress.end()
+        shutil.rmtree(staging, ignore_errors=True)
