@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import platform
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+
 import activation_cache
-from layerwise.caching import cache_key, describe_cache
+from layerwise.caching import cache_key, cached, describe_cache
 from layerwise.errors import NotReady
 from layerwise.frozen import stage_record
 from layerwise.run import read_lines
@@ -16,8 +20,8 @@ from layerwise.storage import read_json
 def collect(setup: Setup) -> dict[str, Any]:
     """Everything that the report shows.
 
-    `stages`: a record a module, with its `curve` (a line an epoch: losses in nats). `probes`: by module. `caches`:
-    bytes and layout. `recipe`: every setting.
+    `stages`: a record a module, with its `curve` (a line an epoch: losses in nats). `trainings`: what each training
+    cost, be it of one module or of several. `probes`: by module. `caches`: bytes and layout. `recipe`: every setting.
     """
     run = setup.run
     stages = []
@@ -39,7 +43,7 @@ def collect(setup: Setup) -> dict[str, Any]:
         stages.append(
             {"module": number, **{name: value for name, value in record.items() if name != "made_from"}, "curve": curve}
         )
-    caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if run.cache(number).exists()]
+    caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
     probes = [found for number in range(1, setup.depth + 1) if (found := read_json(run.probe(number))) is not None]
     return {
         "run": str(run.folder),
@@ -49,12 +53,41 @@ def collect(setup: Setup) -> dict[str, Any]:
             "notes": setup.facts.notes,
             "sample_shape": list(setup.facts.sample_shape),
         },
-        "device": str(setup.device),
+        "machine": _machine(setup),
+        "command": read_json(run.folder / "run.json") or {"recipe": setup.recipe.name, "set": []},
         "modules": setup.module_facts,
         "stages": stages,
+        "trainings": trainings(stages),
         "caches": caches,
         "probes": probes,
     }
+
+
+def trainings(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Time (seconds) and peak memory (bytes, measured or predicted, or None) of each training, in their order."""
+    found = {}
+    for stage in stages:
+        together = stage["trained_with"]
+        name = f"module {together[0]}" if len(together) == 1 else f"modules {together[0]}-{together[-1]}"
+        bytes_, kind = peak_bytes(stage)
+        cost = {"seconds": stage["seconds"], "steps": stage["steps"], "peak_bytes": bytes_, "peak_kind": kind}
+        found[name] = {"title": name, "modules": together, **cost}
+    return list(found.values())
+
+
+def peak_bytes(stage: Mapping[str, Any]) -> tuple[int | None, str | None]:
+    """Most bytes in tensors at once, and whether that was measured or predicted."""
+    peak = stage.get("peak") or {}
+    for name, kind in (("allocated", "measured"), ("predicted", "predicted")):
+        if peak.get(name) is not None:
+            return int(peak[name]), kind
+    return None, None
+
+
+def _machine(setup: Setup) -> dict[str, str]:
+    device = setup.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
 
 
 def status(setup: Setup) -> dict[str, Any]:

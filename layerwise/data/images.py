@@ -18,8 +18,8 @@ from layerwise.seeding import numpy_generator
 
 
 class ArrayImages(Split):
-    """(N, C, H, W) uint8 pictures, or those of them at `rows`; a view is a random crop and flip, the evaluation view the
-    centre crop.
+    """(N, C, H, W) uint8 pictures, or those of them at `rows`; a view is a random crop and flip, the evaluation view
+    the centre crop.
     """
 
     def __init__(

@@ -9,6 +9,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from layerwise.render.units import duration, size
+
 
 def table(title: str, *columns: str) -> Table:
     """The first column to the left, the others to the right."""
@@ -22,23 +24,6 @@ def show(*parts: object) -> None:
     console = Console(highlight=False)
     for part in parts:
         console.print(part)
-
-
-def size(count: float | None) -> str:
-    """Bytes for people, in powers of 1024."""
-    if count is None:
-        return "–"
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"
-
-
-def duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{seconds:.1f} s"
 
 
 def stage_table(run: Any, number: int, record: Mapping[str, Any]) -> None:

@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from layerwise.render.plots import DARK, LIGHT, pictures
+from layerwise.render.report import flatten, write_report
+from layerwise.results import trainings
+
+VOID = {"meta", "source", "img"}
+
+
+def results(depth: int = 3, epochs: int = 5, **changes: Any) -> dict[str, Any]:
+    """In the form that `layerwise.results.collect` gives."""
+    stages = [
+        {
+            "module": module,
+            "weights": f"{module:064x}",
+            "epochs": epochs,
+            "best_epoch": max(epochs - 1, 1),
+            "seconds": 30.0 * module,
+            "steps": 18 * epochs,
+            "trained_with": [module],
+            "peak": {"allocated": None, "reserved": None, "predicted": 3_000_000 * module},
+            "curve": [
+                {"epoch": epoch, "step": 18 * epoch, "loss": 3 / epoch, "validation_loss": 3.1 / epoch}
+                for epoch in range(1, epochs + 1)
+            ],
+        }
+        for module in range(1, depth + 1)
+    ]
+    outcome = {"train_accuracy": 0.99, "learning_rate": 1e-3, "samples": 100, "test_samples": 40}
+    split = {"samples": 10, "views": 1, "shape": [49, 64, 8, 8], "dtype": "float32", "codec": "lz4"}
+    found: dict[str, Any] = {
+        "run": "runs/one",
+        "recipe": {"name": "one", "schedule": "iterative", "seed": 0, "training": {"precision": "fp32", "max": None}},
+        "dataset": {"sizes": {"train": 10, "test": 4}, "notes": [], "sample_shape": [1, 32, 32]},
+        "machine": {"device": "CPU, 2 threads", "torch": "2.14.1", "python": "3.11.7"},
+        "command": {"recipe": "one", "set": ["cache.dtype=float32"]},
+        "modules": [{"module": number, "parameters": 1000, "channels": 64} for number in range(1, depth + 1)],
+        "stages": stages,
+        "trainings": trainings(stages),
+        "caches": [
+            {"module": number, "location": "runs/one/caches/1", "bytes": 10_000, "splits": {"train": split}}
+            for number in range(1, depth)
+        ],
+        "probes": [
+            {"module": number, "tasks": {"class": {s: {"accuracy": a, **outcome} for s, a in accuracies.items()}}}
+            for number, accuracies in ((n, {"trained": 0.8 + 0.05 * n, "untrained": 0.7}) for n in range(1, depth + 1))
+        ],
+    }
+    return {**found, **changes}
+
+
+class Page(HTMLParser):
+    """Tags that open and close in their order, what they refer to, and the text."""
+
+    def __init__(self, content: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(content)
+        self.close()
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.references += [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.text += data + "\n"
+
+
+def read(path: Path) -> Page:
+    page = Page(path.read_text())
+    assert page.open == []
+    return page
+
+
+def test_one_file_with_everything_in_it(tmp_path: Path) -> None:
+    path = write_report(results(), tmp_path)
+    page = read(path)
+
+    assert path == tmp_path / "report.html"
+    assert sorted(found.name for found in tmp_path.iterdir()) == [
+        "costs.png",
+        "curves.png",
+        "probes.png",
+        "report.html",
+    ]
+    assert len(page.references) == 6
+    for reference in page.references:
+        kind, _, content = reference.partition(",")
+        assert kind == "data:image/png;base64"
+        Image.open(io.BytesIO(base64.b64decode(content))).load()
+    assert not re.search(r"https?://|url\(|@import|<script|<link|<iframe", path.read_text())
+    beside = (tmp_path / "curves.png").read_bytes()
+    assert f"data:image/png;base64,{base64.b64encode(beside).decode()}" in page.references
+
+
+def test_the_numbers_that_a_reader_looks_for(tmp_path: Path) -> None:
+    text = read(write_report(results(), tmp_path)).text
+
+    for wanted in ("95.0 %", "class, module 3, linear probe; untrained 70.0 %", "8.6 MiB", "3 min 00 s", "19.5 KiB"):
+        assert wanted in text
+    assert "highest peak memory, module 3 (predicted)" in text
+    assert "0.7500\n0.7750" in text, "losses of the epoch whose weights were kept"
+    assert "layerwise run --recipe one --set=cache.dtype=float32" in text
+    assert "training.precision\nfp32" in text
+
+
+def test_measured_memory_is_called_measured(tmp_path: Path) -> None:
+    stages = results()["stages"]
+    for stage in stages:
+        stage["peak"] = {"allocated": 5_000_000, "reserved": 6_000_000}
+    text = read(write_report(results(stages=stages, trainings=trainings(stages)), tmp_path)).text
+
+    assert "highest peak memory, module 1 (measured)" in text
+    assert "predicted" not in text
+
+
+def test_a_training_of_all_modules_together_is_counted_once(tmp_path: Path) -> None:
+    stages = results()["stages"]
+    for stage in stages:
+        stage.update(trained_with=[1, 2, 3], seconds=90.0)
+    text = read(write_report(results(stages=stages, trainings=trainings(stages)), tmp_path)).text
+
+    assert "1 min 30 s\ntraining, all stages" in text
+    assert "modules 1-3" in text
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stages": [], "trainings": [], "caches": [], "probes": []},
+        {"probes": []},
+        {"caches": []},
+        {"stages": results(1)["stages"], "trainings": results(1)["trainings"]},
+    ],
+    ids=["nothing", "no probes", "no caches", "one stage"],
+)
+def test_a_run_that_is_not_done_has_a_page_too(tmp_path: Path, changes: dict[str, Any]) -> None:
+    read(write_report(results(**changes), tmp_path))
+
+
+def test_unknown_memory_is_not_shown_as_nothing(tmp_path: Path) -> None:
+    stages = results()["stages"]
+    for stage in stages:
+        stage["peak"] = {"allocated": None, "reserved": None}
+    page = read(write_report(results(stages=stages, trainings=trainings(stages)), tmp_path))
+
+    assert "peak memory, module" not in page.text
+    assert " 0 B" not in page.text
+
+
+def test_many_modules_and_tasks(tmp_path: Path) -> None:
+    many = results(depth=14, epochs=1)
+    for probe in many["probes"]:
+        probe["tasks"]["speaker"] = probe["tasks"]["class"]
+    page = read(write_report(many, tmp_path))
+
+    assert "speaker, module 14, linear probe; untrained 70.0 %" in page.text
+    width, height = Image.open(tmp_path / "curves.png").size
+    assert width == 1600
+    assert height > 2 * width / 2, "a panel a module, not squeezed into one row"
+
+
+@given(st.text())
+def test_no_name_gets_out_of_its_place(text: str) -> None:
+    from layerwise.render.report import _page
+
+    hostile = results(0)
+    hostile["recipe"]["name"] = hostile["command"]["set"][0] = text
+    hostile["dataset"] = {"sizes": {text: 1}, "notes": [text], "sample_shape": [1]}
+    harmless = results(0)
+    harmless["dataset"] = {"sizes": {"a": 1}, "notes": ["a"], "sample_shape": [1]}
+
+    assert Page(_page(hostile, [])).tags == Page(_page(harmless, [])).tags
+
+
+def test_settings_are_named_as_set_names_them() -> None:
+    nested = {
+        "name": "one",
+        "network": {"cuts": [1, 2], "groups": [{"channels": 8}, {"channels": 16}], "on": True, "no": None},
+    }
+    assert flatten(nested) == [
+        ("name", "one"),
+        ("network.cuts", "[1, 2]"),
+        ("network.groups.0.channels", "8"),
+        ("network.groups.1.channels", "16"),
+        ("network.on", "true"),
+        ("network.no", "none"),
+    ]
+
+
+def test_pictures_are_the_same_bytes_for_the_same_numbers() -> None:
+    first, second = pictures(results()), pictures(results())
+    assert [picture.png(LIGHT) for picture in first] == [picture.png(LIGHT) for picture in second]
+
+
+def test_dark_pictures_are_dark() -> None:
+    for picture in pictures(results()):
+        light, dark = (Image.open(io.BytesIO(picture.png(theme))).convert("L") for theme in (LIGHT, DARK))
+        assert light.size == dark.size
+        assert light.getpixel((0, 0)) == 255
+        assert isinstance(corner := dark.getpixel((0, 0)), int)
+        assert corner < 40
