@@ -1,0 +1,159 @@
+"""The command line as a person and as a script meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from layerwise.cli import main
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "tests" / "tiny_recipe.py"
+
+
+@pytest.fixture
+def layerwise(tmp_path, monkeypatch):
+    """Run a command in an empty directory; the result has exit_code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        return CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
+
+    return run
+
+
+def start(folder, *arguments):
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cache")])
+    program = "import torch; torch.set_num_threads(1); from layerwise.cli import main; main()"
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_help_imports_nothing_heavy():
+    program = (
+        "import sys\nfrom layerwise.cli import main\n"
+        "try: main(['run', '--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'numpy', 'zarr', 'pydantic', 'matplotlib', 'rich'} & set(sys.modules)), file=sys.stderr)"
+    )
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "cache")])
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize("command", [[], *([name] for name in main.commands)])
+def test_every_command_has_help(layerwise, command):
+    result = layerwise(*command, "--help")
+    assert result.exit_code == 0
+    assert "Usage:" in result.stdout
+
+
+def test_step_by_step(layerwise):
+    assert layerwise("stage", 1, "--recipe", RECIPE).exit_code == 0
+    assert layerwise("cache", "--module", 1).exit_code == 0
+    assert layerwise("stage", 2).exit_code == 0
+    result = layerwise("probe", "--module", 2, "--json")
+    assert result.exit_code == 0
+    assert "the run of" in result.stderr
+    assert 0 <= json.loads(result.stdout)["tasks"]["class"]["trained"]["accuracy"] <= 1
+    found = json.loads(layerwise("status", "--json").stdout)
+    assert [module["stage"]["state"] for module in found["modules"]] == ["trained", "trained", "not trained"]
+    assert [module["cache"]["state"] for module in found["modules"]] == ["valid", "absent", "absent"]
+
+
+@pytest.mark.parametrize("schedule", ["iterative", "simultaneous"])
+def test_run_to_its_end_and_again(layerwise, schedule):
+    first = layerwise("run", "--recipe", RECIPE, "--schedule", schedule)
+    assert first.exit_code == 0
+    again = layerwise("run", "--recipe", RECIPE, "--schedule", schedule, "--json")
+    assert "trained and frozen already" in again.stderr
+    results = json.loads(again.stdout)
+    assert [stage["module"] for stage in results["stages"]] == [1, 2, 3]
+    assert len(results["probes"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["run", "--recipe", "digit"], 2, "there is no recipe 'digit': did you mean 'digits'?"),
+        (["run", "--recipe", "digits", "--set", "objective.negative=3"], 2, "did you mean objective.negatives?"),
+        (
+            ["run", "--recipe", "digits", "--set", "objective.negatives=0"],
+            2,
+            "objective.negatives = 0: should be greater",
+        ),
+        (["stage", "4", "--recipe", str(RECIPE)], 2, "there is no module 4: the recipe 'tiny' has modules 1 to 3"),
+        (["stage", "2", "--recipe", str(RECIPE)], 1, "module 1 is not trained yet. Run: layerwise stage 1"),
+        (["cache", "--module", "1", "--recipe", str(RECIPE)], 1, "module 1 is not trained yet"),
+        (["status"], 1, "no run was used yet in"),
+        (
+            ["stage", "1", "--recipe", str(RECIPE), "--set", "training.batch_size=500"],
+            2,
+            "there are 101 training samples",
+        ),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(layerwise, arguments, code, message):
+    result = layerwise(*arguments)
+    assert (result.exit_code, result.stderr.count("Traceback")) == (code, 0)
+    assert message in result.stderr
+    as_json = layerwise(*arguments, "--json")
+    assert as_json.exit_code == code
+    assert message in json.loads(as_json.stdout)["message"]
+
+
+def test_a_second_process_on_one_run_is_refused_and_told_who_holds_it(layerwise, tmp_path):
+    long = start(
+        tmp_path, "stage", 1, "--recipe", RECIPE, "--set", "training.epochs=100000", "--set", "training.patience=100000"
+    )
+    try:
+        wait_for(tmp_path / "runs" / "tiny" / "stages" / "1" / "metrics.jsonl", long)
+        second = layerwise("stage", 1, "--recipe", RECIPE)
+        assert second.exit_code == 73
+        assert f"in use by process {long.pid} (stage 1)" in second.stderr
+    finally:
+        long.kill()
+        long.wait()
+    assert layerwise("status").exit_code == 0  # the lock died with its process
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_75(layerwise, tmp_path, number):
+    settings = ["--set", "training.epochs=100000", "--set", "training.patience=100000"]
+    stopped = start(tmp_path, "stage", 1, "--recipe", RECIPE, *settings)
+    try:
+        wait_for(tmp_path / "runs" / "tiny" / "stages" / "1" / "metrics.jsonl", stopped)
+        stopped.send_signal(number)
+        _, stderr = stopped.communicate(timeout=60)
+    finally:
+        stopped.kill()
+    assert stopped.returncode == 75, stderr
+    assert "everything is saved" in stderr
+    assert layerwise("stage", 1, "--recipe", RECIPE).exit_code == 0
+
+
+def wait_for(path, process):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -1,0 +1,5 @@
+"""A recipe that trains in seconds, for tests of commands."""
+
+from tests.conftest import TINY as recipe
+
+__all__ = ["recipe"]
