@@ -24,10 +24,12 @@ def command(schedule: str | None, feed: str | None, fresh: bool, options: Option
     chosen = {"schedule": schedule, "feed": feed}
     options = options.override(**{name: value for name, value in chosen.items() if value is not None})
     with setup_for(options, purpose="run") as setup:
+        from layerwise.render.report import write_report
         from layerwise.render.tables import probe_table
         from layerwise.results import collect
         from layerwise.schedule import run_all
 
         run_all(setup, fresh=fresh)
         results = collect(setup)
-        emit(options, results, lambda: probe_table(results["probes"]))
+        page = write_report(results, setup.run.report)
+        emit(options, {**results, "report": str(page)}, lambda: probe_table(results["probes"], page))
