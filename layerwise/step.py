@@ -61,7 +61,7 @@ class Arithmetic:
 def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
     """Update every learner once, each fed with what the one before gave before its update.
 
-    Returns the losses, in nats.
+    Returns the losses, in nats. Random layers draw anew in each micro-batch, and the same in both of its passes.
 
     Raises:
         Diverged: a loss is not finite; that learner and those above it were not updated.
@@ -69,89 +69,98 @@ def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic:
     """
     slices = arithmetic.slices(len(batch))
     if len(slices) == 1:
-        return [_finite(loss, learner, step) for learner, loss in _whole(learners, batch, step, arithmetic)]
+        return _whole(learners, batch, step, arithmetic)
+    require_separable(learners, arithmetic)
     return _chunked(learners, batch, step, arithmetic, slices)
 
 
-def _whole(
-    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic
-) -> Iterator[tuple[Learner, float]]:
-    x = batch.inputs_on(arithmetic.device)
-    labels = batch.labels_on(arithmetic.device)
+def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> None:
+    """
+    Raises:
+        RecipeError: a module couples samples, so that micro-batches would change its gradients.
+    """
     for learner in learners:
-        torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step))
-        with arithmetic.autocast():
-            encoded = learner.module(x)
-            loss = learner.objective.loss(
-                learner.objective.represent(encoded), _context(learner, step, arithmetic, labels)
+        if (layer := learner.module.couples_samples()) is not None:
+            raise RecipeError(
+                f"module {learner.number} has {layer}, whose result for one sample depends on the others, so "
+                f"micro-batches of {arithmetic.micro_batch} would change its gradients: leave out --micro-batch and "
+                "--max-memory, or normalise within a sample (GroupNorm, LayerNorm)"
             )
-        _finite(loss.item(), learner, step)
-        x = encoded.output.detach()
-        del encoded
+
+
+def _whole(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
+    labels = batch.labels_on(arithmetic.device)
+    losses = []
+    for learner, representations in _through(learners, batch, slice(0, len(batch)), step, arithmetic):
+        loss = _loss(learner, representations, labels, step, arithmetic)
+        losses.append(_finite(loss, learner, step))
         loss.backward()
         _update(learner)
-        yield learner, loss.item()
+    return losses
 
 
 def _chunked(
     learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
 ) -> list[float]:
-    for learner in learners:
-        if (layer := learner.module.couples_samples()) is not None:
-            raise RecipeError(
-                f"module {learner.number} has {layer}, whose result for one sample depends on the others, "
-                "so micro-batches of "
-                f"{arithmetic.micro_batch} would change its gradients: leave out --micro-batch and "
-                "--max-memory, or normalise within a sample (GroupNorm, LayerNorm)"
-            )
-    labels = batch.labels_on(arithmetic.device)
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in learners]
     with torch.no_grad():
         for chunk in slices:
-            for found, (_, represented) in zip(parts, _forward(learners, batch, chunk, step, arithmetic), strict=True):
-                found.append(represented)
+            for found, (_, representations) in zip(
+                parts, _through(learners, batch, chunk, step, arithmetic), strict=True
+            ):
+                found.append(representations)
 
-    losses = []
-    whole = [tuple(torch.cat(pieces).requires_grad_() for pieces in zip(*found, strict=True)) for found in parts]
-    del parts
-    for learner, representations in zip(learners, whole, strict=True):
-        with arithmetic.autocast():
-            loss = learner.objective.loss(representations, _context(learner, step, arithmetic, labels))
-        losses.append(_finite(loss.item(), learner, step))
+    labels = batch.labels_on(arithmetic.device)
+    losses, gradients = [], []
+    for learner in learners:
+        whole = tuple(torch.cat(pieces) for pieces in zip(*parts.pop(0), strict=True))
+        for part in whole:
+            part.requires_grad_(part.is_floating_point())
+        loss = _loss(learner, whole, labels, step, arithmetic)
+        losses.append(_finite(loss, learner, step))
         loss.backward()
+        gradients.append([part.grad for part in whole])
+    del whole, loss  # only their gradients are needed from here on
 
     for chunk in slices:
-        for (_, represented), representations in zip(
-            _forward(learners, batch, chunk, step, arithmetic), whole, strict=True
+        for (_, representations), gradient in zip(
+            _through(learners, batch, chunk, step, arithmetic), gradients, strict=True
         ):
             pairs = [
-                (part, all_.grad[chunk])
-                for part, all_ in zip(represented, representations, strict=True)
-                if all_.grad is not None and part.requires_grad
+                (part, of_batch[chunk])
+                for part, of_batch in zip(representations, gradient, strict=True)
+                if of_batch is not None and part.requires_grad
             ]
-            torch.autograd.backward([part for part, _ in pairs], [gradient for _, gradient in pairs])
+            torch.autograd.backward([part for part, _ in pairs], [of_chunk for _, of_chunk in pairs])
     for learner in learners:
         _update(learner)
     return losses
 
 
-def _forward(
+def _through(
     learners: Sequence[Learner], batch: Batch, chunk: slice, step: int, arithmetic: Arithmetic
 ) -> Iterator[tuple[Learner, tuple[Tensor, ...]]]:
-    """One micro-batch through every learner; both passes see the same random layers."""
+    """One micro-batch through every learner, with no gradient across a border.
+
+    The caller back-propagates, or drops, what one learner gave before it asks for the next, so one graph is alive.
+    """
     x = batch.inputs_on(arithmetic.device, chunk)
     for learner in learners:
         torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step, chunk.start))
         with arithmetic.autocast():
             encoded = learner.module(x)
-            represented = learner.objective.represent(encoded)
-        x = encoded.output.detach()
+            representations = learner.objective.represent(encoded)
+        x = encoded.output.detach() if learner is not learners[-1] else x.new_empty(0)  # nobody reads the last one's
         del encoded
-        yield learner, represented
+        yield learner, representations
 
 
-def _context(learner: Learner, step: int, arithmetic: Arithmetic, labels: dict[str, Tensor]) -> Context:
-    return Context(torch_generator(arithmetic.seed, "draws", learner.number, step), labels)
+def _loss(
+    learner: Learner, representations: tuple[Tensor, ...], labels: dict[str, Tensor], step: int, arithmetic: Arithmetic
+) -> Tensor:
+    context = Context(torch_generator(arithmetic.seed, "draws", learner.number, step), labels)
+    with arithmetic.autocast():
+        return learner.objective.loss(representations, context)
 
 
 def _update(learner: Learner) -> None:
@@ -159,11 +168,12 @@ def _update(learner: Learner) -> None:
     learner.optimiser.zero_grad(set_to_none=True)
 
 
-def _finite(loss: float, learner: Learner, step: int) -> float:
-    if not math.isfinite(loss):
+def _finite(loss: Tensor, learner: Learner, step: int) -> float:
+    value = loss.item()
+    if not math.isfinite(value):
         rate = learner.optimiser.param_groups[0]["lr"]
         raise Diverged(
-            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The "
+            f"the loss of module {learner.number} is {value} at step {step} (learning rate {rate:g}). The "
             "last checkpoint is whole; try a lower optimiser.learning_rate."
         )
-    return loss
+    return value

@@ -45,6 +45,6 @@ class Module(nn.Module, ABC):
         Such a module cannot run in micro-batches with the same gradients.
         """
         for name, layer in self.named_modules():
-            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training:
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
                 return f"{name} ({type(layer).__name__})"
         return None

@@ -1,0 +1,79 @@
+"""Count the bytes of live tensors, operation by operation, real tensors and fake ones alike.
+
+Every operation passes through a dispatch mode, which notes the storages that it meets and follows each by a weak
+reference until it dies. What an operation allocates and frees inside itself (a convolution's workspace) and what an
+allocator keeps in reserve are not seen.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+REST = "activations"
+"""What nobody claimed: activations, their gradients, and temporaries."""
+
+
+class LiveBytes(TorchDispatchMode):
+    """Within the block, `peak` is the most bytes that were alive at once, and `parts` what they were then.
+
+    Storages on `ignored` are not counted, wherever they come from: inputs that wait in the host's memory, say.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.peak = 0
+        self.parts: dict[str, int] = {}
+        self._sums: Counter[str] = Counter()
+        self._known: dict[int, tuple[weakref.ref[Any], int, str | None]] = {}
+
+    def claim(self, tensors: Iterable[Tensor], part: str | None) -> None:
+        """Count these tensors as `part` from now on; `None`: do not count them."""
+        for tensor in tensors:
+            self._forget(id(tensor.untyped_storage()))
+            self._note(tensor, part)
+
+    def reset_peak(self) -> None:
+        self.peak, self.parts = self.now, self._present()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return 1.0  # a fake tensor has no value; any finite one will do where only sizes matter
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves((args, kwargs, result)):
+            if isinstance(leaf, Tensor):
+                self._note(leaf, REST)
+        return result
+
+    def _note(self, tensor: Tensor, part: str | None) -> None:
+        storage = tensor.untyped_storage()
+        key = id(storage)
+        if key in self._known:
+            return
+        # The storage's Python object lives as long as the storage itself, so its death is the storage's.
+        size = storage.nbytes()
+        self._known[key] = (weakref.ref(storage, lambda _: self._forget(key)), size, part)
+        if part is not None:
+            self._sums[part] += size
+            self.now += size
+            if self.now > self.peak:
+                self.peak, self.parts = self.now, self._present()
+
+    def _forget(self, key: int) -> None:
+        if (entry := self._known.pop(key, None)) is not None and entry[2] is not None:
+            self._sums[entry[2]] -= entry[1]
+            self.now -= entry[1]
+
+    def _present(self) -> dict[str, int]:
+        return {part: size for part, size in self._sums.items() if size}
