@@ -14,7 +14,7 @@ Indices = npt.NDArray[np.int64]
 
 def epoch_order(samples: int, seed: int, epoch: int) -> Indices:
     """A permutation of range(samples), shape (samples,) int64, drawn from (seed, epoch); both at least 0."""
-    return np.argsort(_draws(samples, seed, epoch), kind="stable").astype(np.int64, copy=False)
+    return _shuffled(np.zeros(samples, np.uint64), 1, seed, epoch)
 
 
 def windowed_order(samples: int, chunk: int, window: int, seed: int, epoch: int) -> Indices:
@@ -26,15 +26,25 @@ def windowed_order(samples: int, chunk: int, window: int, seed: int, epoch: int)
     chunks = -(-samples // chunk)
     if chunks <= window:
         return epoch_order(samples, seed, epoch)
-    place = np.empty(chunks, np.int64)  # place[c]: in which window chunk c is read
-    place[np.argsort(_draws(chunks, seed, epoch, 1), kind="stable")] = np.arange(chunks) // window
-    order = np.lexsort((_draws(samples, seed, epoch), np.repeat(place, chunk)[:samples]))
-    return order.astype(np.int64, copy=False)
+    place = np.empty(chunks, np.uint64)  # place[c]: in which window chunk c is read
+    place[_shuffled(np.zeros(chunks, np.uint64), 1, seed, epoch, 1)] = np.arange(chunks, dtype=np.uint64) // window
+    return _shuffled(np.repeat(place, chunk)[:samples], -(-chunks // window), seed, epoch)
 
 
-def _draws(count: int, *entropy: int) -> npt.NDArray[np.uint64]:
-    draws: npt.NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(count)
-    return draws
+def _shuffled(group: npt.NDArray[np.uint64], groups: int, *entropy: int) -> Indices:
+    """The numbers of all items in order of their group (below `groups`), at random within each.
+
+    Sorts 64-bit words of group, random bits and number, in this order from the top: no two are equal, so the result
+    does not depend on how numpy sorts, and plain sorting is several times faster than argsort.
+    """
+    number_bits, group_bits = max(1, len(group) - 1).bit_length(), (groups - 1).bit_length()
+    draws: npt.NDArray[np.uint64] = np.random.PCG64(np.random.SeedSequence(entropy)).random_raw(len(group))
+    words = (draws >> np.uint64(group_bits + number_bits)) << np.uint64(number_bits)
+    words |= np.arange(len(group), dtype=np.uint64)
+    if group_bits:
+        words |= group << np.uint64(64 - group_bits)
+    words.sort()
+    return (words & np.uint64((1 << number_bits) - 1)).astype(np.int64)
 
 
 def rank_slice(order: Indices, batch_size: int, rank: int, world_size: int, drop_last: bool) -> list[Indices]:

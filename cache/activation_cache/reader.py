@@ -1,29 +1,29 @@
 """Reading a cache: opening checks the record, and the first use of any bytes checks their checksums.
 
-Shards are mapped, not read: a sample is copied once, from the page cache into the batch. Checking happens once in a
-process's life, chunk by chunk as the chunks are first needed, and costs nothing afterwards.
+Shards are mapped, not read: a sample is copied once, from the page cache into the batch.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import batches as batching
-from .batches import Allocate, CachedBatch
+from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
 from .errors import Damaged, FormatError, Stale
 from .key import Json, Key, describe, differences, digest
-from .layout import PLAN, Grid, SplitSpec, Storage, grid
-from .order import Indices, epoch_order, windowed_order
+from .layout import PLAN, SplitSpec, Storage, grid
+from .order import Indices, epoch_order, rank_slice, windowed_order
 from .quantise import Calibration, dequantise, from_bfloat16
-from .record import Commit, mend, read_commit, sha256, shard_file
-from .shard import CRC_BYTES, BadShard, Bytes, Index, chunk_is_good, decode_chunk, read_index
+from .record import Commit, mend, read_commit, sha256
+from .shard import CRC_BYTES
 from .sides import small_chunk
+from .sources import ChunkSource, PackedSource, RaggedSource, RawSource, ShardFiles, Shards
 from .store import Store, open_store
 
 Array = npt.NDArray[Any]
@@ -117,8 +117,9 @@ class Split:
     def __init__(self, store: Store, commit: Commit, spec: SplitSpec) -> None:
         self._store, self._commit, self._spec = store, commit, spec
         self.grid = grid(spec, commit.plan.storage)
-        self._shards: dict[tuple[int, int], MappedShard] = {}
-        self._offsets: dict[int, npt.NDArray[np.int64]] = {}
+        self._shards: dict[int, Shards] = {}
+        self._buffers: list[Buffers] = []
+        self._sources: dict[int, RawSource | ChunkSource | RaggedSource] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Split, (self._store, self._commit, self._spec)
@@ -175,10 +176,9 @@ class Split:
         It is `epoch_order(samples, seed, epoch)`, unless samples are so small that compressed chunks hold several of
         them: then it is `windowed_order` over those chunks.
         """
-        g = self.grid
-        if self.storage.codec == "none" or g.chunk_rows == 1 or g.ragged_axis is not None:
-            return epoch_order(self.samples, seed, epoch)
-        return windowed_order(self.samples, g.chunk_rows, WINDOW, seed, epoch)
+        if self._packed:
+            return windowed_order(self.samples, self.grid.chunk_rows, WINDOW, seed, epoch)
+        return epoch_order(self.samples, seed, epoch)
 
     def batches(
         self,
@@ -195,33 +195,31 @@ class Split:
         threads: int | None = None,
         allocate: Allocate = np.empty,
     ) -> Iterator[CachedBatch]:
-        """One epoch's batches of one rank, from the `start`-th on; see `batches.iterate` for what they hold.
+        """One epoch's batches of one rank, from the `start`-th on; see CachedBatch for what they hold.
 
         The order depends on seed and epoch alone (`order`; the stored order without `shuffle`), never on `threads` or
         `start`. Step t of all ranks together covers the next batch_size * world_size samples. A last, shorter step is
-        dropped with `drop_last`, and shared out evenly without.
+        dropped with `drop_last`, and shared out evenly without. `threads` and `allocate`: see `iterate`.
         """
-        if not 0 <= view < self.views:
-            raise FormatError(f"split {self.name!r} has {self.views} view(s), counted from 0; there is no view {view}")
-        return batching.iterate(
-            self,
-            batch_size,
-            order=self.order(seed, epoch) if shuffle else np.arange(self.samples),
-            start=start,
-            drop_last=drop_last,
-            rank=rank,
-            world_size=world_size,
-            view=view,
-            threads=threads,
-            allocate=allocate,
-        )
+        self._check_view(view)
+        if batch_size < 1 or start < 0 or not 0 <= rank < world_size:
+            raise FormatError(f"no batches of {batch_size} from number {start} on for rank {rank} of {world_size}")
+        order = self.order(seed, epoch) if shuffle else np.arange(self.samples)
+        todo = rank_slice(order, batch_size, rank, world_size, drop_last)[start:]
+        return iterate(self, todo, view, threads, allocate)
 
     def read(self, indices: Sequence[int] | Indices, view: int = 0) -> Array | list[Array]:
         """Samples by index, as stored, in a new array (or for ragged ones a list of arrays)."""
         chosen = np.asarray(indices, np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.samples):
             raise IndexError(f"split {self.name!r} has samples 0 to {self.samples - 1}; asked for {chosen.tolist()}")
-        return batching.gather(self, chosen, view)
+        source = self.source(view, [chosen])
+        if isinstance(source, RaggedSource):
+            return source.gather(chosen)
+        values = np.empty((len(chosen), *self.grid.row_shape), self.storage.stored)
+        if len(chosen):
+            source.gather(chosen, as_bytes(values))
+        return values
 
     def dequantise(self, values: Array, dtype: npt.DTypeLike = np.float32) -> Array:
         """Real numbers for a batch as stored: the reference for what a device does with uint8 or bfloat16."""
@@ -229,24 +227,52 @@ class Split:
             return dequantise(values, self.calibration, dtype)
         return (from_bfloat16(values) if self.storage.dtype == "bfloat16" else values).astype(dtype)
 
-    def shard(self, view: int, number: int) -> MappedShard:
-        """A shard, mapped and its index checked. Kept open."""
-        found = self._shards.get((view, number))
-        if found is None:
-            path = shard_file(self._commit.plan, self._spec, view, number)
-            samples = self.grid.shard_range(number)
-            rows = len(samples)
+    def source(
+        self, view: int, plan: Sequence[Indices], pool: ThreadPoolExecutor | None = None
+    ) -> RawSource | ChunkSource | PackedSource | RaggedSource:
+        """What reads this split's samples, kept from call to call; `plan` and `pool` are for small compressed ones."""
+        self._check_view(view)
+        shards = self.shards(view)
+        if self._packed:
+            return PackedSource(shards, plan, 2 * WINDOW, pool)
+        if view not in self._sources:
             if self.grid.ragged_axis is not None:
-                rows = int(self.offsets(view)[samples.stop - 1, 1]) - number * self.grid.shard_rows
-            found = MappedShard(self._store, path, self.grid, self.storage, rows, self._commit.files[path])
-            self._shards[view, number] = found
-        return found
+                self._sources[view] = RaggedSource(shards)
+            elif self.storage.codec == "none":
+                self._sources[view] = RawSource(shards.files)
+            else:
+                self._sources[view] = ChunkSource(shards)
+        return self._sources[view]
 
-    def offsets(self, view: int) -> npt.NDArray[np.int64]:
-        """For ragged samples: the rows [start, stop) of each on the flat axis, int64 of shape (samples, 2)."""
-        if view not in self._offsets:
-            self._offsets[view] = self._small(f"offsets/values/{view}", "int64", (self.samples, 2))
-        return self._offsets[view]
+    def shards(self, view: int) -> Shards:
+        """The shard files of a view."""
+        if view not in self._shards:
+            offsets = None
+            if self.grid.ragged_axis is not None:
+                offsets = self._small(f"offsets/values/{view}", "int64", (self.samples, 2))
+            self._shards[view] = Shards(ShardFiles(self._store, self._commit, self._spec, view, offsets))
+        return self._shards[view]
+
+    def take_buffers(self, allocate: Allocate) -> Buffers:
+        """The buffers of an earlier epoch, or new ones: memory that was touched before fills several times faster."""
+        try:
+            kept = self._buffers.pop()
+        except IndexError:  # none yet, or another iterator has them
+            return Buffers(allocate)
+        return kept if kept.allocate == allocate else Buffers(allocate)
+
+    def give_back(self, buffers: Buffers) -> None:
+        """Keeps an epoch's buffers for the next."""
+        self._buffers[:] = [buffers]
+
+    def _check_view(self, view: int) -> None:
+        if not 0 <= view < self.views:
+            raise FormatError(f"split {self.name!r} has {self.views} view(s), counted from 0; there is no view {view}")
+
+    @property
+    def _packed(self) -> bool:
+        """Whether several compressed samples share a chunk."""
+        return self.storage.codec != "none" and self.grid.chunk_rows > 1 and self.grid.ragged_axis is None
 
     def _ragged(self, name: str, dtype: str) -> list[Array]:
         offsets = self._small(f"offsets/{name}", "int64", (self.samples, 2))
@@ -267,45 +293,3 @@ class Split:
             where = self._store.location
             raise Damaged(f"{where}: {path} is missing, truncated or altered; {mend(where)}", [path])
         return np.frombuffer(data[:-CRC_BYTES], dtype).reshape(shape)
-
-
-class MappedShard:
-    """A shard file in memory: its chunks are checked when they are first asked for."""
-
-    def __init__(
-        self, store: Store, path: str, g: Grid, storage: Storage, rows: int, recorded: tuple[int, str]
-    ) -> None:
-        self.path, self._location, self._storage = path, store.location, storage
-        size, seal = recorded
-        try:
-            self.image: Bytes = store.map(path)
-        except FileNotFoundError:
-            raise self.damaged("it is missing") from None
-        if len(self.image) != size:
-            raise self.damaged(f"it has {len(self.image)} bytes instead of {size}")
-        try:
-            self.index: Index = read_index(self.image, -(-rows // g.chunk_rows), g.chunks_per_shard, seal)
-        except BadShard as error:
-            raise self.damaged(str(error)) from None
-        self.checked: npt.NDArray[np.bool_] = np.zeros(len(self.index.offsets), bool)
-        self.all_checked = False
-
-    def check(self, chunks: npt.NDArray[np.int64]) -> None:
-        """Checks the checksums of those of `chunks` that were not checked before. Raises Damaged."""
-        if self.all_checked:
-            return
-        for chunk in chunks[~self.checked[chunks]].tolist():
-            if not chunk_is_good(self.image, self.index, chunk):
-                raise self.damaged(f"the checksum of its chunk {chunk} does not match")
-            self.checked[chunk] = True
-        self.all_checked = bool(self.checked.all())
-
-    def decode(self, chunk: int, out: Bytes) -> None:
-        """Decodes a chunk into `out`, flat bytes of its size. The chunk must have been checked."""
-        try:
-            decode_chunk(self.image, self.index, chunk, self._storage, out)
-        except BadShard as error:
-            raise self.damaged(str(error)) from None
-
-    def damaged(self, why: str) -> Damaged:
-        return Damaged(f"{self._location}: shard {self.path} is damaged: {why}; {mend(self._location)}", [self.path])

@@ -5,14 +5,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
-import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
-
-import numpy as np
 
 from .errors import DoesNotFit, Locked
 from .shard import Bytes
@@ -36,8 +33,8 @@ class Store(Protocol):
         """A whole file. Raises FileNotFoundError."""
         ...
 
-    def map(self, path: str) -> Bytes:
-        """A whole file as uint8 of shape (bytes,), to be read and never written. Raises FileNotFoundError."""
+    def local(self, path: str) -> Path:
+        """A file on a local disk with the content of `path`, to be mapped. Raises FileNotFoundError."""
         ...
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
@@ -84,13 +81,8 @@ class LocalStore:
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
-    def map(self, path: str) -> Bytes:
-        with open(self.root / path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size == 0:
-                return np.empty(0, np.uint8)
-            # The map outlives the descriptor, and lives as long as any array on it.
-            return np.frombuffer(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ), np.uint8)
+    def local(self, path: str) -> Path:
+        return self.root / path
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         self._put(path, parts, os.replace)

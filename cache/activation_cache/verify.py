@@ -11,9 +11,10 @@ import numpy as np
 
 from .errors import CacheError, Damaged, NotCommitted, Stale
 from .key import Json, Key
-from .layout import COMMIT, RECORD, grid, values_path
-from .reader import Cache, Split, check_files, check_key
+from .layout import COMMIT, RECORD, grid
+from .reader import Cache, check_files, check_key
 from .record import finished_shards, read_commit, read_plan, sha256
+from .sources import Shards
 from .store import Store, open_store
 
 
@@ -107,13 +108,14 @@ def verify(location: str | Path | Store) -> Report:
     shards = set()
     for split in cache.splits.values():
         for view in range(split.views):
+            files = split.shards(view)
             for number in range(split.grid.shards):
-                path = f"{values_path(split.name, view)}/c/{number}" + "/0" * len(split.grid.row_shape)
+                path = files.files.path(number)
                 shards.add(path)
                 if path in damaged:
                     continue
                 try:
-                    bad = _bad_chunks(split, view, number)
+                    bad = _bad_chunks(files, number)
                 except Damaged as error:
                     damaged[path] = str(error)
                     continue
@@ -128,17 +130,13 @@ def verify(location: str | Path | Store) -> Report:
     return Report(size, len(commit.files) + 1, damaged, tuple(unexpected))
 
 
-def _bad_chunks(split: Split, view: int, number: int) -> list[int]:
+def _bad_chunks(shards: Shards, number: int) -> list[int]:
     """The chunks of a shard whose checksum is wrong or that do not decode. Raises Damaged for the shard as a whole."""
-    shard = split.shard(view, number)
-    row = int(np.prod(split.grid.row_shape, dtype=np.int64)) * split.storage.stored.itemsize
-    out = np.empty(split.grid.chunk_rows * row, np.uint8)
+    shard = shards[number]
+    out = np.empty(shards.files.grid.chunk_rows * shards.files.row_bytes, np.uint8)
     bad = []
-    for chunk in range(len(shard.index.offsets)):
+    for chunk in range(len(shard.checked)):
         try:
-            shard.checked[chunk] = False
-            shard.all_checked = False
-            shard.check(np.array([chunk]))
             shard.decode(chunk, out)
         except Damaged:
             bad.append(chunk)

@@ -1,0 +1,59 @@
+"""Many files, one stretch of memory: maps the shards of an array into slots of equal size.
+
+With every shard at `slot * number`, the address of any sample is a multiplication away, and one vectorised gather
+reaches samples of all shards at once. Python's own mmap cannot place a map, so the C library's is called; the slots
+lie inside an anonymous reservation that Python's mmap owns, and that takes them along when the last array on it goes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from pathlib import Path
+
+import numpy as np
+
+from .shard import Bytes
+
+_MAP_FIXED = 0x10  # on Linux and macOS alike
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long)
+
+
+class Region:
+    """`slots` read-only slots of `slot_bytes` each; `bytes` shows them all as uint8 of shape (slots * slot_bytes,).
+
+    Only what was mapped may be read: touching the rest ends the process. So does a file that is truncated while it is
+    mapped, which no writer of this package does.
+    """
+
+    def __init__(self, slots: int, slot_bytes: int) -> None:
+        assert slot_bytes % mmap.PAGESIZE == 0
+        self.slot_bytes = slot_bytes
+        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        self.bytes: Bytes = np.frombuffer(mmap.mmap(-1, max(1, slots) * slot_bytes, flags=reserve, prot=0), np.uint8)
+
+    def map(self, slot: int, path: Path) -> Bytes:
+        """Maps a file into a slot and returns its bytes. Raises FileNotFoundError, or ValueError if it is too large."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size > self.slot_bytes:
+                raise ValueError(f"{path} has {size} bytes, more than the {self.slot_bytes} of its slot")
+            start = slot * self.slot_bytes
+            if size:
+                address = self.bytes.ctypes.data + start
+                where = _libc.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
+                if where != address:
+                    raise OSError(ctypes.get_errno(), f"cannot map {path}: {os.strerror(ctypes.get_errno())}")
+            return self.bytes[start : start + size]
+        finally:
+            os.close(descriptor)
+
+
+def whole_pages(size: int, multiple_of: int = 1) -> int:
+    """The least size that holds `size` bytes, in whole pages, and in whole items of `multiple_of` bytes."""
+    step = int(np.lcm(mmap.PAGESIZE, multiple_of))
+    return max(1, -(-size // step)) * step

@@ -1,0 +1,281 @@
+"""From sample numbers to samples: one class for each way in which samples can lie in shards.
+
+A source reads one view of one split. It maps a shard when one of its samples is first wanted and checks its index
+and seal; it checks a chunk's checksum when the chunk is first wanted. Afterwards neither costs anything. But for
+PackedSource, they may be used by several threads at once: all they share are flags that only ever turn true.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import google_crc32c
+import numpy as np
+import numpy.typing as npt
+
+from .errors import Damaged
+from .layout import SplitSpec, grid
+from .order import Indices
+from .record import Commit, mend, shard_file
+from .region import Region, whole_pages
+from .shard import CRC_BYTES, BadShard, Bytes, Index, chunk_is_good, decode_chunk, read_index
+from .store import Store
+
+Array = npt.NDArray[Any]
+
+_COPY_ONE_BY_ONE = 16 << 10  # bytes; smaller samples are gathered by vectorised calls
+_BLOCK = 256 << 10  # bytes of small samples gathered at a time, so that they stay in the processor's caches
+
+
+class ShardFiles:
+    """The shards of one view of one split: where they are and what the record says of them."""
+
+    def __init__(
+        self, store: Store, commit: Commit, spec: SplitSpec, view: int, offsets: npt.NDArray[np.int64] | None
+    ) -> None:
+        self._store, self._commit, self._spec, self._view = store, commit, spec, view
+        self.storage, self.grid, self.offsets = commit.plan.storage, grid(spec, commit.plan.storage), offsets
+        self.row_bytes = math.prod(self.grid.row_shape) * self.storage.stored.itemsize
+
+    def path(self, number: int) -> str:
+        return shard_file(self._commit.plan, self._spec, self._view, number)
+
+    def local(self, number: int) -> Path:
+        return self._store.local(self.path(number))
+
+    def recorded(self, number: int) -> tuple[int, str]:
+        """(bytes, seal) of a shard."""
+        return self._commit.files[self.path(number)]
+
+    def rows(self, number: int) -> int:
+        """How many rows a shard holds: samples, or steps of ragged ones."""
+        samples = self.grid.shard_range(number)
+        if self.offsets is None:
+            return len(samples)
+        return int(self.offsets[samples.stop - 1, 1]) - number * self.grid.shard_rows
+
+    def damaged(self, path: str, why: str) -> Damaged:
+        where = self._store.location
+        return Damaged(f"{where}: shard {path} is damaged: {why}; {mend(where)}", [path])
+
+
+class MappedShard:
+    """A shard file in memory, its index checked; its chunks are checked when they are first asked for."""
+
+    def __init__(self, files: ShardFiles, number: int, region: Region, slot: int) -> None:
+        self.path = files.path(number)
+        self._files, self._storage = files, files.storage
+        size, seal = files.recorded(number)
+        try:
+            self.image: Bytes = region.map(slot, files.local(number))
+        except FileNotFoundError:
+            raise self.damaged("it is missing") from None
+        except ValueError as error:
+            raise self.damaged(str(error)) from None
+        if len(self.image) != size:
+            raise self.damaged(f"it has {len(self.image)} bytes instead of {size}")
+        chunks = -(-files.rows(number) // files.grid.chunk_rows)
+        try:
+            self.index: Index = read_index(self.image, chunks, files.grid.chunks_per_shard, seal)
+        except BadShard as error:
+            raise self.damaged(str(error)) from None
+        self.checked = [False] * chunks
+
+    def check(self, chunk: int) -> None:
+        """Checks a chunk's checksum, unless that was done before. Raises Damaged."""
+        if not self.checked[chunk]:
+            if not chunk_is_good(self.image, self.index, chunk):
+                raise self.damaged(f"the checksum of its chunk {chunk} does not match")
+            self.checked[chunk] = True
+
+    def decode(self, chunk: int, out: Bytes) -> None:
+        """Decodes a chunk into `out`, flat bytes of its size. Raises Damaged."""
+        self.check(chunk)
+        try:
+            decode_chunk(self.image, self.index, chunk, self._storage, out)
+        except BadShard as error:
+            raise self.damaged(str(error)) from None
+
+    def damaged(self, why: str) -> Damaged:
+        return self._files.damaged(self.path, why)
+
+
+class Shards:
+    """The shards of a view, mapped as they are needed."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        self.files = files
+        self._mapped: list[MappedShard | None] = [None] * files.grid.shards
+
+    def __getitem__(self, number: int) -> MappedShard:
+        shard = self._mapped[number]
+        if shard is None:
+            region = Region(1, whole_pages(self.files.recorded(number)[0]))
+            shard = self._mapped[number] = MappedShard(self.files, number, region, 0)
+        return shard
+
+
+class RawSource:
+    """Uncompressed samples: all shards lie in one region, and a sample is copied straight out of it."""
+
+    def __init__(self, files: ShardFiles) -> None:
+        g = self._grid = files.grid
+        self._files, self._row = files, files.row_bytes
+        self._stride = g.chunk_rows * self._row + CRC_BYTES  # of chunks
+        largest = g.chunks_per_shard * (self._stride + 16) + CRC_BYTES
+        vectorised = g.chunk_rows > 1 or self._row < _COPY_ONE_BY_ONE
+        self._region = Region(g.shards, whole_pages(largest, self._stride if vectorised else 1))
+        # The region as chunks with their checksums; every slot begins with a whole one.
+        self._chunks = self._region.bytes.view(f"V{self._stride}") if vectorised else None
+        shards, local = np.divmod(np.arange(g.samples), g.shard_samples)
+        unit = self._stride if vectorised else 1
+        # Of each sample's chunk: its number in _chunks, or where it begins in the region.
+        self._where = shards * (self._region.slot_bytes // unit) + local // g.chunk_rows * (self._stride // unit)
+        self._mapped = np.zeros(g.shards, bool)
+        self._checked = np.zeros(g.shards * g.chunks_per_shard, bool)
+        self._all_checked = False
+
+    def gather(self, indices: Indices, target: Bytes) -> None:
+        """target[j] = the bytes of sample indices[j]; target has shape (B, bytes of a sample)."""
+        if not self._all_checked:
+            self._check(indices)
+        per, row, where = self._grid.chunk_rows, self._row, self._where[indices]
+        if self._chunks is None:
+            memory, out, at = self._region.bytes.data, target.reshape(-1).data, 0
+            for start in where.tolist():
+                out[at : at + row] = memory[start : start + row]
+                at += row
+        elif per == 1:
+            step = max(1, min(len(where), _BLOCK // self._stride))
+            scratch, item = np.empty(step, self._chunks.dtype), f"V{row}"
+            bare = scratch.view(np.uint8).reshape(step, self._stride)[:, :row].view(item)[:, 0]
+            out_items = target.view(item)[:, 0]
+            for at in range(0, len(where), step):
+                some = where[at : at + step]
+                self._chunks.take(some, out=scratch[: len(some)], mode="clip")
+                out_items[at : at + step] = bare[: len(some)]
+        else:
+            table = self._chunks.view(np.uint8).reshape(-1, self._stride)
+            rows = np.lib.stride_tricks.as_strided(table, (len(table), per, row), (self._stride, row, 1))
+            target[:] = rows[where, indices % per]
+
+    def _check(self, indices: Indices) -> None:
+        """Checks the shards and chunks of these samples, as far as they were not checked before."""
+        shards, chunks = indices // self._grid.shard_samples, indices // self._grid.chunk_rows
+        for shard in np.unique(shards[~self._mapped[shards]]).tolist():
+            MappedShard(self._files, shard, self._region, shard)
+            self._mapped[shard] = True
+        todo = np.unique(chunks[~self._checked[chunks]])
+        starts = self._where[todo * self._grid.chunk_rows] * (1 if self._chunks is None else self._stride)
+        image, memory, size = self._region.bytes, self._region.bytes.data, self._stride - CRC_BYTES
+        for chunk, start in zip(todo.tolist(), starts.tolist(), strict=True):
+            stop = start + size
+            if google_crc32c.value(image[start:stop]) != int.from_bytes(memory[stop : stop + CRC_BYTES], "little"):
+                shard, local = divmod(chunk, self._grid.chunks_per_shard)
+                raise self._files.damaged(self._files.path(shard), f"the checksum of its chunk {local} does not match")
+        self._checked[todo] = True
+        total = -(-self._grid.samples // self._grid.chunk_rows)
+        self._all_checked = int(np.count_nonzero(self._checked)) == total
+
+
+class ChunkSource:
+    """Compressed samples, one a chunk: decoded straight into the batch."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._shards, self._shard_samples = shards, shards.files.grid.shard_samples
+
+    def gather(self, indices: Indices, target: Bytes) -> None:
+        """target[j] = the bytes of sample indices[j]; target has shape (B, bytes of a sample)."""
+        for j, index in enumerate(indices.tolist()):
+            number, chunk = divmod(index, self._shard_samples)
+            self._shards[number].decode(chunk, target[j])
+
+
+class PackedSource:
+    """Several compressed samples a chunk. Chunks are decoded into slots of a pool, from which batches are gathered.
+
+    It follows a plan, the batches to come: chunks are decoded in the order in which the plan first needs them, up to
+    `keep` at a time, and a slot is free again when the plan needs its chunk no more. Not for several threads at once;
+    it employs some of its own when `pool` is given.
+    """
+
+    def __init__(self, shards: Shards, plan: Sequence[Indices], keep: int, pool: ThreadPoolExecutor | None) -> None:
+        g = shards.files.grid
+        self._shards, self._grid, self._row, self._pool = shards, g, shards.files.row_bytes, pool
+        needed = np.concatenate(plan) // g.chunk_rows if plan else np.empty(0, np.int64)
+        chunks, first, uses = np.unique(needed, return_index=True, return_counts=True)
+        self._coming = deque(chunks[np.argsort(first)].tolist())
+        total = g.shards * g.chunks_per_shard
+        self._uses = np.zeros(total, np.int64)  # of each chunk, in the batches to come
+        self._uses[chunks] = uses
+        self._slot = np.full(total, -1, np.int64)  # of each chunk
+        most = max((len(np.unique(indices // g.chunk_rows)) for indices in plan), default=0)
+        slots = min(len(chunks), max(keep, most))
+        self._memory = np.empty((slots * g.chunk_rows, self._row), np.uint8)
+        self._free = list(range(slots))
+        self._jobs: dict[int, Future[None]] = {}
+
+    def gather(self, indices: Indices, target: Bytes) -> None:
+        """target[j] = the bytes of sample indices[j], the next batch of the plan; target: (B, bytes of a sample)."""
+        per = self._grid.chunk_rows
+        chunks = indices // per
+        distinct, counts = np.unique(chunks, return_counts=True)
+        while self._coming and (self._slot[distinct] < 0).any():
+            assert self._free, "the pool has room for the chunks of a batch, and others are given back in time"
+            self._fetch()
+        for chunk in distinct.tolist():
+            job = self._jobs.pop(chunk, None)
+            if job is not None:
+                job.result()
+        items = self._memory.view(f"V{self._row}")[:, 0]
+        np.take(items, self._slot[chunks] * per + indices % per, out=target.view(items.dtype)[:, 0], mode="clip")
+        self._uses[distinct] -= counts
+        done = distinct[self._uses[distinct] == 0]
+        self._free += self._slot[done].tolist()
+        while self._free and self._coming and self._pool is not None:
+            self._fetch()
+
+    def _fetch(self) -> None:
+        chunk, slot = self._coming.popleft(), self._free.pop()
+        self._slot[chunk] = slot
+        if self._pool is None:
+            self._decode(chunk, slot)
+        else:
+            self._jobs[chunk] = self._pool.submit(self._decode, chunk, slot)
+
+    def _decode(self, chunk: int, slot: int) -> None:
+        number, local = divmod(chunk, self._grid.chunks_per_shard)
+        per = self._grid.chunk_rows
+        self._shards[number].decode(local, self._memory[slot * per : (slot + 1) * per].reshape(-1))
+
+
+class RaggedSource:
+    """Samples of different lengths: runs of rows that may begin and end in the middle of a chunk."""
+
+    def __init__(self, shards: Shards) -> None:
+        self._files, self._shards = shards.files, shards
+
+    def gather(self, indices: Indices) -> list[Array]:
+        return [self.sample(index) for index in indices.tolist()]
+
+    def sample(self, index: int) -> Array:
+        """A sample, its ragged axis back in place, in memory of its own."""
+        g, storage = self._files.grid, self._files.storage
+        assert self._files.offsets is not None
+        number = index // g.shard_samples
+        start, stop = (self._files.offsets[index] - number * g.shard_rows).tolist()
+        sample = np.empty((stop - start, *g.row_shape), storage.stored)
+        row = self._files.row_bytes
+        target = sample.reshape(-1).view(np.uint8)
+        whole = np.empty(g.chunk_rows * row, np.uint8)
+        for chunk in range(start // g.chunk_rows, -(-stop // g.chunk_rows)) if stop > start else ():
+            base = chunk * g.chunk_rows
+            low, high = max(start, base), min(stop, base + g.chunk_rows)
+            self._shards[number].decode(chunk, whole)
+            target[(low - start) * row : (high - start) * row] = whole[(low - base) * row : (high - base) * row]
+        return np.moveaxis(sample, 0, g.ragged_axis or 0)
