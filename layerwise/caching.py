@@ -142,7 +142,9 @@ def write_cache(setup: Setup, number: int) -> Cache:
                     writer.append(split.name, values, list(batch.ids), labels, view)
                     setup.progress.advance(len(batch), len(batch), split.name)
                     if setup.should_stop():
-                        raise StoppedEarly(f"stopped while writing the cache of module {number}; whole shards are kept")
+                        raise StoppedEarly(
+                            f"stopped while writing the cache of module {number}; whole shards are kept: the same command goes on"
+                        )
         writer.commit()
     setup.progress.end()
     return open_cache(setup, number)

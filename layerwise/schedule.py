@@ -22,6 +22,8 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     Raises:
         NotReady: what it reads is not there, or it was trained with other settings.
     """
+    if fresh and number == 1:
+        setup.forget_dataset()
     setup.require_module(number)
     if setup.recipe.schedule == "simultaneous":
         return run_together(setup, fresh=fresh)[number - 1]
@@ -34,6 +36,8 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
 
 def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     """Train all modules in each step, every one by its own loss; returns their records."""
+    if fresh:
+        setup.forget_dataset()
     numbers = list(range(1, setup.depth + 1))
     done = [] if fresh else [stage_record(setup, number) for number in numbers]
     if not done or None in done:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from layerwise.data.dataset import Splits
-from layerwise.errors import UsageError
+from layerwise.errors import NotReady, UsageError
 from layerwise.nets.module import Module
 from layerwise.progress import Progress, Silent
 from layerwise.recipe import Recipe
@@ -58,24 +58,46 @@ class Setup:
         for note in splits.notes:
             self.progress.note(note)
         named = splits.named()
+        manifest = {name: split.manifest() for name, split in named.items()}
+        self._require_same_dataset(manifest)
         facts = {
             "dataset": self.recipe.dataset.identity(),
             "sample_shape": list(splits.train.sample_shape),
             "sizes": {name: len(split) for name, split in named.items()},
             "classes": splits.classes,
-            "manifest": {name: split.manifest() for name, split in named.items()},
+            "manifest": manifest,
             "notes": list(splits.notes),
         }
-        write_json(self.run.folder / "dataset.json", facts)
+        write_json(self._note, facts)
         return splits
+
+    def _require_same_dataset(self, manifest: dict[str, str]) -> None:
+        known = read_json(self._note)
+        if known is None or known["dataset"] != self.recipe.dataset.identity() or known["manifest"] == manifest:
+            return
+        changed = sorted(name for name in manifest if known["manifest"].get(name) != manifest[name])
+        raise NotReady(
+            f"the dataset is not the one that {self.run.folder} was begun with: its samples of {', '.join(changed)} "
+            "differ. Put the old files back, choose another --run-dir, or begin again with --fresh."
+        )
+
+    def forget_dataset(self) -> None:
+        """Begin again, with whatever the dataset holds now."""
+        self._note.unlink(missing_ok=True)
+        for name in ("splits", "facts", "module_facts"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def _note(self) -> Path:
+        return self.run.folder / "dataset.json"
 
     @cached_property
     def facts(self) -> DatasetFacts:
         """From the run's note where there is one for this recipe, so that a cached stage runs without the dataset."""
-        known = read_json(self.run.folder / "dataset.json")
+        known = read_json(self._note)
         if known is None or known.pop("dataset") != self.recipe.dataset.identity():
             _ = self.splits
-            known = read_json(self.run.folder / "dataset.json") or {}
+            known = read_json(self._note) or {}
             known.pop("dataset")
         return DatasetFacts(**{**known, "sample_shape": tuple(known["sample_shape"])})
 

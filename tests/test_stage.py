@@ -13,6 +13,7 @@ import torch
 
 from layerwise.caching import write_cache
 from layerwise.data.digits import Digits
+from layerwise.data.images import ArrayImages
 from layerwise.errors import DamagedData, Diverged, NotReady, StoppedEarly
 from layerwise.frozen import load_frozen, stage_record
 from layerwise.objectives.infonce import PatchInfoNCELoss
@@ -237,3 +238,13 @@ def test_bf16_trains(make_setup):
 def test_every_kind_of_cache_feeds_a_stage(make_setup, dtype, codec):
     setup = make_setup(apply_overrides(TINY, [f"cache.dtype={dtype}", f"cache.codec={codec}", "training.epochs=1"]))
     train_two(setup)
+
+
+def test_a_dataset_that_changed_under_a_run_is_refused(make_setup, monkeypatch):
+    setup = make_setup()
+    run_stage(setup, 1)
+    monkeypatch.setattr(ArrayImages, "manifest", lambda self: f"other {len(self)}")
+    with pytest.raises(NotReady, match=r"its samples of probe, test, train, validation differ.*--fresh"):
+        write_cache(make_setup(), 1)
+    run_stage(make_setup(), 1, fresh=True)
+    write_cache(make_setup(), 1)
