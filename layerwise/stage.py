@@ -83,7 +83,8 @@ def train(
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
                 raise StoppedEarly(
-                    f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved: the same command goes on"
+                    f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved: "
+                    "the same command goes on"
                 )
 
         validation = validate(learners, feed, arithmetic)
