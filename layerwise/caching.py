@@ -143,7 +143,8 @@ def write_cache(setup: Setup, number: int) -> Cache:
                     setup.progress.advance(len(batch), len(batch), split.name)
                     if setup.should_stop():
                         raise StoppedEarly(
-                            f"stopped while writing the cache of module {number}; whole shards are kept: the same command goes on"
+                            f"stopped while writing the cache of module {number}; whole shards are kept: "
+                            "the same command goes on"
                         )
         writer.commit()
     setup.progress.end()
