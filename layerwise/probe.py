@@ -5,6 +5,7 @@ Letters: N samples, C channels, P positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.caching import nearest_inputs
-from layerwise.errors import NotReady
+from layerwise.errors import NotReady, UsageError
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stage
 from layerwise.nets.module import Module
@@ -88,10 +89,13 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
     """Classify the representation of module `number`, and that of the untrained network of the same seed, for every
     task.
 
+    Where modules were merged into one to be trained end to end, they keep their numbers here.
+
     Raises:
         NotReady: the module is not frozen, or the dataset has no labels.
     """
-    record = require_stage(setup, number)
+    holder = require_part(setup, number)
+    record = require_stage(setup, holder)
     made_from = {"weights": record["weights"], "probe": setup.recipe.probe.identity(), "manifest": setup.facts.manifest}
     path = setup.run.probe(number)
     known = read_json(path)
@@ -101,10 +105,15 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
         raise NotReady(f"the dataset of recipe {setup.recipe.name!r} has no labelled samples to probe with")
     setup.progress.begin(f"probe {number}", 2, "networks")
     found: dict[str, Any] = {"made_from": made_from, "module": number, "tasks": {}}
-    initial = [module.to(setup.device).eval() for module in setup.untrained()[:number]]
+    initial = parts([module.to(setup.device).eval() for module in setup.untrained()[:holder]])[:number]
+    trained = parts(load_frozen(setup, holder))[:number]
     samples = DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(number))
+    merged = setup.holders.count(holder) > 1
     networks = {
-        "trained": (nearest_inputs(setup, number), load_frozen(setup, number)[-1]),
+        "trained": (
+            RecomputeFeed(samples, trained[:-1], setup.device) if merged else nearest_inputs(setup, number),
+            trained[-1],
+        ),
         "untrained": (RecomputeFeed(samples, initial[:-1], setup.device), initial[-1]),
     }
     for state, (feed, module) in networks.items():
@@ -118,6 +127,23 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
     setup.progress.end()
     write_json(path, found)
     return found
+
+
+def require_part(setup: Setup, number: int) -> int:
+    """The module that holds part `number`.
+
+    Raises:
+        UsageError: there is no such part.
+    """
+    if not 1 <= number <= len(setup.holders):
+        raise UsageError(
+            f"there is no module {number}: the recipe {setup.recipe.name!r} has modules 1 to {len(setup.holders)}"
+        )
+    return setup.holders[number - 1]
+
+
+def parts(modules: Sequence[Module]) -> list[Module]:
+    return [part for module in modules for part in module.parts()]
 
 
 def features(feed: Feed, module: Module, split: str, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 JsonValue = Any
 Shape = tuple[int, ...]
+MethodName = Literal["gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random"]
+"""The ways to train a network; methods.py says what each one changes."""
 
 
 def free(default: Any, **constraints: Any) -> Any:
@@ -81,6 +83,11 @@ class NetworkSettings(Settings, ABC):
         order.
         """
 
+    @property
+    def has_context(self) -> bool:
+        """Whether the last module aggregates a context over positions: end-to-end prediction then needs no other."""
+        return False
+
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
         return self.identity()
@@ -90,9 +97,10 @@ class ObjectiveSettings(Settings, ABC):
     """A local loss."""
 
     @abstractmethod
-    def build(self, module: Module, sample_shape: Shape, classes: int | None) -> Objective:
-        """The loss for one module whose input samples have `sample_shape`; `classes` is the number of labels, if
-        there are any.
+    def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
+        """The loss for one module of a network whose samples have `sample_shape`.
+
+        `classes`: number of classes of each task that the samples have labels for; empty where they have none.
         """
 
 
@@ -110,7 +118,7 @@ class Training(Settings):
     """How long a stage lasts and in what arithmetic."""
 
     batch_size: int = Field(32, ge=1, description="samples a step")
-    epochs: int = Field(300, ge=1, description="the most epochs a module is trained")
+    epochs: int = Field(300, ge=0, description="the most epochs a module is trained; 0 leaves it as the seed makes it")
     patience: int = Field(
         10, ge=1, description="epochs without improvement of the validation loss after which a module has converged"
     )
@@ -162,6 +170,9 @@ class Recipe(Settings):
     training: Training = Training()
     probe: Probe = Probe()
     cache: CacheSettings = CacheSettings()
+    method: MethodName = Field(
+        "gim", description="how the network is trained; all but gim change other fields, as methods.py says"
+    )
     schedule: Literal["iterative", "simultaneous"] = Field(
         "iterative", description="one module after another, or all in each step"
     )

@@ -49,6 +49,35 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return apply_overrides(recipe, overrides)
 
 
+def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe as it is trained: loaded, overridden, and changed by its method.
+
+    An override names a field of the recipe, or else one that the method brings (`objective.task`,
+    `network.context.layers`).
+
+    Raises:
+        RecipeError: no such recipe, field or value.
+    """
+    from layerwise.methods import with_method
+
+    recipe, later = load_recipe(source), []
+    for override in overrides:
+        if _has_field(recipe, override.partition("=")[0].strip().split(".")):
+            recipe = apply_overrides(recipe, [override])
+        else:
+            later.append(override)
+    return apply_overrides(with_method(recipe, recipe.method), later)
+
+
+def _has_field(settings: Any, path: Sequence[str]) -> bool:
+    field, *rest = path
+    return (
+        isinstance(settings, Settings)
+        and field in type(settings).model_fields
+        and (not rest or _has_field(getattr(settings, field), rest))
+    )
+
+
 def _find(source: str) -> Path:
     known = built_in()
     if source in known:

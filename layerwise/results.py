@@ -44,7 +44,8 @@ def collect(setup: Setup) -> dict[str, Any]:
             {"module": number, **{name: value for name, value in record.items() if name != "made_from"}, "curve": curve}
         )
     caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
-    probes = [found for number in range(1, setup.depth + 1) if (found := read_json(run.probe(number))) is not None]
+    parts = range(1, len(setup.holders) + 1)
+    probes = [found for part in parts if (found := read_json(run.probe(part))) is not None]
     return {
         "run": str(run.folder),
         "recipe": setup.recipe.model_dump(mode="json"),
@@ -94,12 +95,13 @@ def status(setup: Setup) -> dict[str, Any]:
     """The state of each module: trained, training, stale (and why) or not yet; of its cache; its probe's accuracy."""
     modules = []
     for number in range(1, setup.depth + 1):
+        top = max(part for part, holder in enumerate(setup.holders, 1) if holder == number)
         modules.append(
             {
                 "module": number,
                 "stage": _stage_state(setup, number),
                 "cache": _cache_state(setup, number),
-                "probe": read_json(setup.run.probe(number)),
+                "probe": read_json(setup.run.probe(top)),
             }
         )
     return {"run": str(setup.run.folder), "recipe": setup.recipe.name, "modules": modules}

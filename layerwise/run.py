@@ -86,6 +86,12 @@ class Run:
                 file.truncate(0)
 
 
+def run_name(recipe: Recipe) -> str:
+    """The folder's default name: another method or schedule of a recipe has a run of its own."""
+    method = "" if recipe.method == "gim" else f"-{recipe.method}"
+    return f"{recipe.name}{method}" + ("" if recipe.schedule == "iterative" else f"-{recipe.schedule}")
+
+
 def open_run(folder: Path, recipe: Recipe) -> Run:
     """The run at `folder`, which need not exist yet.
 

@@ -87,4 +87,6 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
             run_stage(setup, number, fresh=fresh)
             if setup.recipe.feed == "cache" and number < setup.depth and not cached(setup, number):
                 write_cache(setup, number)
-        probe_module(setup, number)
+        for part, holder in enumerate(setup.holders, 1):
+            if holder == number:
+                probe_module(setup, part)

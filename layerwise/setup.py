@@ -108,12 +108,17 @@ class Setup:
 
     @cached_property
     def module_facts(self) -> list[dict[str, int]]:
-        """Number, parameters and channels of each module, without making one."""
+        """Number, parameters, channels and number of parts of each module, without making one."""
         shape = self.facts.sample_shape
         with torch.device("meta"):
             modules = self.recipe.network.modules(shape)
         return [
-            {"module": number, "parameters": sum(w.numel() for w in module.parameters()), "channels": module.channels}
+            {
+                "module": number,
+                "parameters": sum(w.numel() for w in module.parameters()),
+                "channels": module.channels,
+                "parts": len(module.parts()),
+            }
             for number, module in enumerate(modules, 1)
         ]
 
@@ -121,6 +126,14 @@ class Setup:
     def depth(self) -> int:
         """How many modules there are."""
         return len(self.module_facts)
+
+    @property
+    def holders(self) -> list[int]:
+        """For each part of the network that a probe can look at, the module that holds it.
+
+        A part is a module, unless several were merged into one: they keep their numbers as parts.
+        """
+        return [facts["module"] for facts in self.module_facts for _ in range(facts["parts"])]
 
     def require_module(self, number: int) -> None:
         """
@@ -137,9 +150,7 @@ class Setup:
         recipe = self.recipe
         module.to(self.device).train()
         with seeded(recipe.seed, "objective", number):
-            objective = recipe.objective.build(
-                module, self.facts.sample_shape, next(iter(self.facts.classes.values()), None)
-            ).to(self.device)
+            objective = recipe.objective.build(module, self.facts.sample_shape, self.facts.classes).to(self.device)
         rates = recipe.optimiser
         optimiser = torch.optim.Adam(
             [*module.parameters(), *objective.parameters()],

@@ -114,6 +114,7 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic) ->
     with torch.no_grad(), arithmetic.autocast():
         for learner in learners:
             learner.module.eval()
+            learner.objective.eval()
         for number, batch in enumerate(feed.in_order("validation")):
             parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in learners]
             for chunk in arithmetic.slices(len(batch)):
@@ -132,4 +133,5 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic) ->
             samples += len(batch)
         for learner in learners:
             learner.module.train()
+            learner.objective.train()
     return [total / samples for total in totals]

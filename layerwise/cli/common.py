@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from layerwise.setup import Setup
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+METHODS = ("gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -29,6 +30,7 @@ class Options:
     """What was asked on the command line, whichever the command."""
 
     recipe: str | None
+    method: str | None
     set: tuple[str, ...]
     run_dir: Path | None
     data_dir: Path | None
@@ -57,6 +59,11 @@ def options(command: Command) -> Command:
             help="A built-in recipe, or the path of your own. Default: that of the run used last.",
         ),
         click.option(
+            "--method",
+            type=click.Choice(METHODS),
+            help="How the network is trained. Default: module by module, by the recipe's own objective (gim).",
+        ),
+        click.option(
             "--set",
             "set",
             metavar="KEY=VALUE",
@@ -66,7 +73,7 @@ def options(command: Command) -> Command:
         click.option(
             "--run-dir",
             type=click.Path(path_type=Path),
-            help="Where the run lives. Default: runs/RECIPE, or the run used last.",
+            help="Where the run lives. Default: runs/RECIPE[-METHOD][-SCHEDULE], or the run used last.",
         ),
         click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset lies."),
         click.option("--download", is_flag=True, help="Fetch the dataset into --data-dir where it is missing."),
@@ -105,24 +112,30 @@ def exit_code(error: Exception) -> int | None:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
-    from layerwise.recipe_loader import load_recipe
+    from layerwise.recipe_loader import resolve_recipe
     from layerwise.render.progress import console_progress
-    from layerwise.run import RUNS, last_run, open_run, remember_last, run_source
+    from layerwise.run import RUNS, last_run, open_run, remember_last, run_name, run_source
     from layerwise.setup import Setup
 
+    if options.method is not None:
+        options = options.override(method=options.method)
     folder = options.run_dir
     if options.recipe is None:
         folder = folder or last_run()
-        source, overrides = run_source(folder)
+        source, before = run_source(folder)
+        overrides = [*before, *options.set]
         if options.run_dir is None:
             click.echo(f"using {folder}, the run of {source} that was used last", err=True)
-        overrides = [*overrides, *options.set]
+            wanted = run_name(resolve_recipe(source, overrides))
+            if wanted != run_name(resolve_recipe(source, before)):
+                folder = RUNS / wanted
+                click.echo(f"another method or schedule has a run of its own: {folder}", err=True)
     else:
         source, overrides = options.recipe, list(options.set)
         if source.endswith(".py"):
             source = str(Path(source).resolve())
-    recipe = load_recipe(source, overrides)
-    folder = folder or RUNS / recipe.name
+    recipe = resolve_recipe(source, overrides)
+    folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
     with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         setup = Setup(run, pick_device(options.device), options.data_dir, options.download, progress, should_stop)

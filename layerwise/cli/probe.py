@@ -25,5 +25,5 @@ def command(number: int | None, fresh: bool, options: Options) -> None:
         from layerwise.probe import probe_module
         from layerwise.render.tables import probe_table
 
-        result = probe_module(setup, number or setup.depth, fresh=fresh)
+        result = probe_module(setup, number or len(setup.holders), fresh=fresh)
         emit(options, result, lambda: probe_table([result]))

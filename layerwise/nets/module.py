@@ -32,12 +32,18 @@ class Module(nn.Module, ABC):
 
     channels: int
     """C' of `Encoded.c`: the size of the representation that a probe reads."""
+    target_channels: int
+    """C of `Encoded.z`: the size of what is predicted."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Encoded:
         """(B, *sample_shape) to `Encoded`. Each sample is encoded on its own unless `couples_samples` says
         otherwise.
         """
+
+    def parts(self) -> list[Module]:
+        """The modules that a probe can look at: this one, unless it was merged from several."""
+        return [self]
 
     def couples_samples(self) -> str | None:
         """The name of a layer whose result for one sample depends on the others (batch statistics), or None.

@@ -168,7 +168,7 @@ class ResidualModule(Module):
         super().__init__()
         self.stem = stem
         self.blocks = nn.Sequential(*blocks)
-        self.grid, self.rectify, self.channels = grid, rectify, channels
+        self.grid, self.rectify, self.channels, self.target_channels = grid, rectify, channels, channels
 
     def forward(self, x: Tensor) -> Encoded:
         """Images (B, C, H, W) for the first module, feature maps (B, P, C, h, w) for the others.

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from layerwise.objectives.objective import at_least_float32
+
 
 def contrast(context: Tensor, positive: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:
     """Mean of -log softmax of the positive's score among itself and its negatives, in nats.
@@ -21,7 +23,7 @@ def contrast(context: Tensor, positive: Tensor, candidates: Tensor, negatives: T
     """
     own = (context * positive).sum(1, keepdim=True)
     scores = torch.cat([own, _negative_scores(context, candidates, negatives)], 1)
-    return -F.log_softmax(scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores, 1)[:, 0].mean()
+    return -F.log_softmax(at_least_float32(scores), 1)[:, 0].mean()
 
 
 def _negative_scores(context: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:

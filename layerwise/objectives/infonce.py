@@ -10,6 +10,8 @@ Letters: B batch, C channels, R rows, S columns, K prediction steps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from pydantic import Field
 from torch import Tensor, nn
@@ -28,8 +30,8 @@ class PatchInfoNCE(ObjectiveSettings):
     skip: int = Field(1, ge=0, description="rows skipped because they overlap the predicting one")
     negatives: int = Field(16, ge=1, description="drawn for each prediction, samples")
 
-    def build(self, module: Module, sample_shape: Shape, classes: int | None) -> Objective:
-        return PatchInfoNCELoss(module.channels, module.channels, self.steps, self.skip, self.negatives)
+    def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
+        return PatchInfoNCELoss(module.target_channels, module.channels, self.steps, self.skip, self.negatives)
 
 
 class PatchInfoNCELoss(Objective):

@@ -27,6 +27,11 @@ class Context:
     """Name to (B, ...) labels of the batch, on the device; empty for self-supervised objectives."""
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Sums and logarithms are not taken in the half precision that autocast gives."""
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+
+
 class Objective(nn.Module, ABC):
     """A local loss with parameters of its own, thrown away after training."""
 

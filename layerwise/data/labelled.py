@@ -1,0 +1,57 @@
+"""Another dataset's labelled samples, to train on: what the supervised methods see.
+
+The self-supervised methods train on `train`, labelled or not; the supervised ones on the samples that the linear
+probe learns from, in augmented views, with a fifth held out to tell when they have converged (paper, section 4.1 and
+appendix A.1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import SerializeAsAny
+from torch import Tensor
+
+from layerwise.data.dataset import IntArray, Split, Splits
+from layerwise.errors import NotReady
+from layerwise.progress import SILENT, Progress
+from layerwise.recipe import DatasetSettings
+from layerwise.seeding import numpy_generator
+
+HELD_OUT = 0.2  # of the labelled samples
+
+
+class Labelled(DatasetSettings):
+    """Train on the labelled samples alone."""
+
+    dataset: SerializeAsAny[DatasetSettings]
+
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
+        every = self.dataset.open(data_dir, download=download, seed=seed, progress=progress)
+        labelled = every.probe
+        if labelled is None or not every.classes:
+            raise NotReady(
+                f"the dataset {type(self.dataset).__name__} has no labelled samples to train on: choose a method that "
+                "needs none (gim, cpc, dim)"
+            )
+        order = numpy_generator(0, "labelled").permutation(len(labelled))  # the same for every seed of the training
+        held = int(len(order) * HELD_OUT)
+        train, validation = Part(labelled, order[held:]), Part(labelled, order[:held])
+        return Splits(train, validation, labelled, every.test, every.classes, every.notes)
+
+
+class Part(Split):
+    """Some samples of a split, in a given order."""
+
+    def __init__(self, whole: Split, chosen: IntArray) -> None:
+        self._whole, self._chosen = whole, chosen
+        self.sample_shape = whole.sample_shape
+        self.ids = [whole.ids[int(index)] for index in chosen]
+        self.labels = {task: values[chosen] for task, values in whole.labels.items()}
+
+    def batch(self, indices: IntArray, view: int | None) -> Tensor:
+        return self._whole.batch(self._chosen[indices], view)
+
+    def manifest(self) -> str:
+        return hashlib.sha256(self._whole.manifest().encode() + self._chosen.tobytes()).hexdigest()

@@ -1,0 +1,65 @@
+"""Supervised classification from one module: average over the positions, one linear layer, cross-entropy.
+
+With one module for the whole network this is the ordinary end-to-end training; with a module a loss it is greedy
+supervised training (Belilovsky et al. 2019, "Greedy Layerwise Learning Can Scale to ImageNet"; paper, sections 4.1
+and 4.2).
+
+Letters: B batch, C channels, P positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise.errors import RecipeError
+from layerwise.nets.module import Encoded, Module
+from layerwise.objectives.objective import Context, Objective, at_least_float32
+from layerwise.recipe import ObjectiveSettings, Shape
+
+
+class CrossEntropy(ObjectiveSettings):
+    """Learn the labels of one task."""
+
+    task: str | None = Field(None, description="whose labels; None: the dataset's first task")
+    pooled: bool = Field(True, description="a label a sample; false: a label for each position (phones of frames)")
+
+    def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
+        task = choose_task(self.task, classes)
+        return CrossEntropyLoss(module.channels, task, classes[task], self.pooled)
+
+
+def choose_task(task: str | None, classes: Mapping[str, int]) -> str:
+    """The named task, or the first.
+
+    Raises:
+        RecipeError: the dataset has no such labels.
+    """
+    if not classes:
+        raise RecipeError("this objective learns from labels, and the dataset has none")
+    chosen = next(iter(classes)) if task is None else task
+    if chosen not in classes:
+        raise RecipeError(f"objective.task = {chosen!r}: the dataset has labels for {', '.join(classes)}")
+    return chosen
+
+
+class CrossEntropyLoss(Objective):
+    needs_labels = True
+
+    def __init__(self, channels: int, task: str, classes: int, pooled: bool) -> None:
+        super().__init__()
+        self.task, self.pooled = task, pooled
+        self.classifier = nn.Linear(channels, classes)
+
+    def represent(self, encoded: Encoded) -> tuple[Tensor, ...]:
+        """(B, C) mean over the positions, or (B, C, P)."""
+        c = encoded.c.flatten(2)
+        return (c.mean(2) if self.pooled else c,)
+
+    def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
+        logits = self.classifier(representations[0] if self.pooled else representations[0].transpose(1, 2))
+        labels = context.labels[self.task]
+        return F.cross_entropy(at_least_float32(logits.flatten(0, -2)), labels.flatten())
