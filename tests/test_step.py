@@ -82,7 +82,7 @@ def vision(dtype: torch.dtype) -> tuple[list[Module], list[Objective], Batch]:
         # batch's float32 gradient itself is 4e-5 from the exact one. A test of 1e-5 needs a network that does more.
         nn.init.kaiming_normal_(layer.weight)
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
-    objectives = [PatchInfoNCE(steps=2, negatives=3).build(module, IMAGES, None) for module in modules]
+    objectives = [PatchInfoNCE(steps=2, negatives=3).build(module, IMAGES, {}) for module in modules]
     return modules, objectives, Batch(torch.randn(SAMPLES, *IMAGES, dtype=dtype))
 
 
