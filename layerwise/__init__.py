@@ -1,1 +1,62 @@
-"""Train deep networks one gradient-isolated module at a time, from an activation cache on disk."""
+"""Train deep networks one gradient-isolated module at a time, from an activation cache on disk.
+
+The public names; each is imported when it is first used, so that `import layerwise` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from layerwise.caching import open_cache, write_cache
+    from layerwise.frozen import load_frozen
+    from layerwise.nets.module import Encoded, Module
+    from layerwise.objectives.objective import Context, Objective
+    from layerwise.probe import probe_module
+    from layerwise.recipe import DatasetSettings, NetworkSettings, ObjectiveSettings, Recipe
+    from layerwise.recipe_loader import load_recipe
+    from layerwise.run import Run, open_run
+    from layerwise.schedule import run_all, run_stage
+    from layerwise.setup import Setup
+
+__all__ = [
+    "Context",
+    "DatasetSettings",
+    "Encoded",
+    "Module",
+    "NetworkSettings",
+    "Objective",
+    "ObjectiveSettings",
+    "Recipe",
+    "Run",
+    "Setup",
+    "load_frozen",
+    "load_recipe",
+    "open_cache",
+    "open_run",
+    "probe_module",
+    "run_all",
+    "run_stage",
+    "write_cache",
+]
+
+_HOMES = {
+    "caching": ("open_cache", "write_cache"),
+    "frozen": ("load_frozen",),
+    "nets.module": ("Encoded", "Module"),
+    "objectives.objective": ("Context", "Objective"),
+    "probe": ("probe_module",),
+    "recipe": ("DatasetSettings", "NetworkSettings", "ObjectiveSettings", "Recipe"),
+    "recipe_loader": ("load_recipe",),
+    "run": ("Run", "open_run"),
+    "schedule": ("run_all", "run_stage"),
+    "setup": ("Setup",),
+}
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"layerwise.{home}"), name)
+    raise AttributeError(f"module 'layerwise' has no attribute {name!r}")
