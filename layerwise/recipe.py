@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
 from layerwise.progress import SILENT, Progress
+from layerwise.units import parse_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 JsonValue = Any
 Shape = tuple[int, ...]
+Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
 MethodName = Literal["gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random"]
 """The ways to train a network; methods.py says what each one changes."""
 
@@ -72,6 +74,12 @@ class DatasetSettings(Settings, ABC):
             NotReady: files are missing; the message lists them and says how to get them.
             DamagedData: files are there and unreadable.
         """
+
+    def expects(self) -> tuple[Shape, dict[str, int]] | None:
+        """Shape of a sample, and number of classes of each task, where the settings alone tell; None where only the
+        files do. Lets memory be predicted before there are data.
+        """
+        return None
 
 
 class NetworkSettings(Settings, ABC):
@@ -130,7 +138,7 @@ class Training(Settings):
     micro_batch: int | None = free(
         None, ge=1, description="samples that go through the module at once; None: the whole batch"
     )
-    max_memory: int | None = free(
+    max_memory: Bytes | None = free(
         None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch"
     )
 

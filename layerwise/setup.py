@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ from layerwise.data.dataset import Splits
 from layerwise.errors import NotReady, UsageError
 from layerwise.nets.module import Module
 from layerwise.progress import Progress, Silent
-from layerwise.recipe import Recipe
+from layerwise.recipe import Recipe, Shape
 from layerwise.run import Run
 from layerwise.seeding import derive_seed, seeded
 from layerwise.step import Arithmetic, Learner
@@ -147,19 +147,7 @@ class Setup:
 
     def learner(self, number: int, module: Module) -> Learner:
         """The module, brought to the device, with a fresh objective and optimiser."""
-        recipe = self.recipe
-        module.to(self.device).train()
-        with seeded(recipe.seed, "objective", number):
-            objective = recipe.objective.build(module, self.facts.sample_shape, self.facts.classes).to(self.device)
-        rates = recipe.optimiser
-        optimiser = torch.optim.Adam(
-            [*module.parameters(), *objective.parameters()],
-            lr=rates.learning_rate,
-            betas=(rates.beta1, rates.beta2),
-            eps=rates.epsilon,
-            weight_decay=rates.weight_decay,
-        )
-        return Learner(number, module, objective, optimiser)
+        return make_learner(self.recipe, number, module, self.facts.sample_shape, self.facts.classes, self.device)
 
     @property
     def arithmetic(self) -> Arithmetic:
@@ -169,3 +157,26 @@ class Setup:
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""
         return derive_seed(self.recipe.seed, "order", number)
+
+
+def make_learner(
+    recipe: Recipe, number: int, module: Module, sample_shape: Shape, classes: Mapping[str, int], device: torch.device
+) -> Learner:
+    """The module, brought to the device, with a fresh objective and optimiser."""
+    with seeded(recipe.seed, "objective", number):
+        objective = recipe.objective.build(module, sample_shape, classes)
+    if device.type != "cpu":  # weights are made on the CPU
+        module.to(device)
+        objective.to(device)
+    module.train()
+    rates = recipe.optimiser
+    optimiser = torch.optim.Adam(
+        [*module.parameters(), *objective.parameters()],
+        lr=rates.learning_rate,
+        betas=(rates.beta1, rates.beta2),
+        eps=rates.epsilon,
+        weight_decay=rates.weight_decay,
+        # Elsewhere than on the CPU the default makes temporaries as large as all parameters together.
+        fused=True if device.type == "cuda" else None,
+    )
+    return Learner(number, module, objective, optimiser)

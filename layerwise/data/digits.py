@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.images import ArrayImages
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings
+from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
 
 
@@ -25,6 +25,9 @@ class Digits(DatasetSettings):
     side: int = Field(36, ge=8, description="pixels to which the 8x8 scans are enlarged, bilinearly")
     crop: int = Field(32, ge=8, description="side of a random crop, pixels")
     samples: int | None = Field(None, ge=100, description="digits taken; None: all 1,797")
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1, self.crop, self.crop), {"class": 10}
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         from sklearn.datasets import load_digits

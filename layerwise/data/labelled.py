@@ -16,7 +16,7 @@ from torch import Tensor
 from layerwise.data.dataset import IntArray, Split, Splits
 from layerwise.errors import NotReady
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings
+from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
 
 HELD_OUT = 0.2  # of the labelled samples
@@ -26,6 +26,9 @@ class Labelled(DatasetSettings):
     """Train on the labelled samples alone."""
 
     dataset: SerializeAsAny[DatasetSettings]
+
+    def expects(self) -> tuple[Shape, dict[str, int]] | None:
+        return self.dataset.expects()
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         every = self.dataset.open(data_dir, download=download, seed=seed, progress=progress)

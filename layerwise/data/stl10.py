@@ -22,7 +22,7 @@ from layerwise.data.download import Archive, fetch, unpack
 from layerwise.data.images import ArrayImages
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings
+from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
 
 ARCHIVE = Archive(
@@ -69,6 +69,9 @@ class STL10(DatasetSettings):
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} must be above 0")
         return self
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1 if self.grayscale else 3, self.crop, self.crop), {"class": CLASSES}
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = find_files(data_dir, download=download, progress=progress)

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-BYTES = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", 2.0**30), ("TiB", 2.0**40))
+from layerwise.units import BYTES
+from layerwise.units import size as size
+
 SECONDS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0))
-
-
-def size(count: float | None) -> str:
-    """Bytes, in powers of 1024."""
-    if count is None:
-        return "–"
-    name, scale = next(((name, scale) for name, scale in BYTES if count < 1023.95 * scale), BYTES[-1])
-    return f"{count:.0f} B" if name == "B" else f"{count / scale:.1f} {name}"
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,205 @@
+"""Predict the memory of a training step before anything is allocated.
+
+The step itself runs, on fake tensors: shapes and lifetimes without numbers. Counted is what PyTorch holds in tensors
+on the device; a CUDA context, workspaces inside an operation and an allocator's fragments come on top.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+from layerwise.errors import Unpredictable
+from layerwise.feeds import Batch, as_stored
+from layerwise.memory.count import REST, LiveBytes
+from layerwise.nets.module import Encoded, Module
+from layerwise.recipe import Recipe, Shape
+from layerwise.setup import make_learner
+from layerwise.step import Arithmetic, Learner, train_step
+
+Step = Callable[[Sequence[Learner], Batch, int, Arithmetic], object]
+UNKNOWN = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+STORED = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.int16, "uint8": torch.uint8}
+"""What a cache's batches are made of; bfloat16 comes as its bits."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a prediction has to know of a dataset."""
+
+    shape: Shape
+    """Of one sample."""
+    classes: Mapping[str, int]
+    """Task to number of classes."""
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes in tensors on the device when a step holds the most of them."""
+
+    peak: int
+    parameters: int
+    """Of modules and objectives; of frozen modules below, where the stage runs them."""
+    gradients: int
+    optimiser: int
+    """The optimiser's states."""
+    inputs: int
+    activations: int
+    """Activations, their gradients, and temporaries."""
+
+    @property
+    def floor(self) -> int:
+        """What no micro-batch makes smaller."""
+        return self.parameters + self.gradients + self.optimiser
+
+
+def predict(
+    recipe: Recipe, numbers: Sequence[int], samples: Samples, *, host_apart: bool = True, step: Step = train_step
+) -> Footprint:
+    """The footprint of training these modules together, after the first step (which makes the optimiser's states).
+
+    Args:
+        recipe: its `training.micro_batch` is taken as it stands; `training.max_memory` is not looked at.
+        host_apart: the device has a memory of its own, to which inputs are copied. Where it is false, as on a CPU, the
+            whole batch of inputs counts, whatever the micro-batch.
+        step: the way of training; others than ours are for comparison.
+
+    Raises:
+        Unpredictable: a module or an objective computes shapes from values.
+    """
+    live = LiveBytes()
+    with _shapes_only(), live:
+        modules = recipe.network.modules(samples.shape)
+        below = modules[: numbers[0] - 1]
+        batch = _stage_inputs(recipe, below, samples, live, host_apart)
+        device = torch.device("cpu")
+        learners = [
+            make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device)
+            for number in numbers
+        ]
+        del modules
+        if recipe.feed == "cache":
+            below.clear()
+        _claim_parts(learners, live)
+        abridged = [_Abridged(learner.module) for learner in learners]
+        learners = [replace(learner, module=module) for learner, module in zip(learners, abridged, strict=True)]
+        training = recipe.training
+        arithmetic = Arithmetic(device, training.precision, training.micro_batch, recipe.seed)
+        step(learners, batch, 0, arithmetic)
+        for module, learner in zip(abridged, learners, strict=True):
+            module.reset()
+            states = (state for states in learner.optimiser.state.values() for state in states.values())
+            live.claim((state for state in states if isinstance(state, Tensor)), "optimiser")
+        live.reset_peak()
+        step(learners, batch, 1, arithmetic)
+        return Footprint(live.peak, **{part: live.parts.get(part, 0) for part in PARTS})
+
+
+PARTS = ("parameters", "gradients", "optimiser", "inputs", REST)
+
+
+@contextmanager
+def _shapes_only() -> Iterator[None]:
+    try:
+        with FakeTensorMode():
+            yield
+    except UNKNOWN as error:
+        raise Unpredictable(
+            f"the memory of this training cannot be predicted: an operation's shape depends on values ({error}). Train "
+            "without --max-memory, with --micro-batch where memory is short"
+        ) from error
+
+
+def _claim_parts(learners: Sequence[Learner], live: LiveBytes) -> None:
+    """Count weights as parameters, and each gradient as one from when it is whole."""
+    for part in (part for learner in learners for part in (learner.module, learner.objective)):
+        live.claim((*part.parameters(), *part.buffers()), "parameters")
+        for weight in part.parameters():
+            weight.register_post_accumulate_grad_hook(
+                lambda weight: live.claim([weight.grad], "gradients") if weight.grad is not None else None
+            )
+
+
+class _Abridged(Module):
+    """A module that works twice for each shape of input and then only says what it would give.
+
+    From the second micro-batch on, all are alike: gradients exist, and one graph comes and goes.
+    """
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        self.module, self.channels = module, module.channels
+        self._seen: Counter[tuple[object, ...]] = Counter()
+        self._given: dict[tuple[object, ...], tuple[list[tuple[Shape, torch.dtype]], bool]] = {}
+
+    def reset(self) -> None:
+        self._seen.clear()
+
+    def forward(self, x: Tensor) -> Encoded:
+        key = (x.shape, x.dtype, torch.is_grad_enabled())
+        self._seen[key] += 1
+        if self._seen[key] <= 2:
+            encoded: Encoded = self.module(x)
+            self._given[key] = [(part.shape, part.dtype) for part in encoded], encoded.c is encoded.z
+            return encoded
+        shapes, same = self._given[key]
+        z, c, output = (
+            x.new_empty(shape, dtype=dtype, requires_grad=torch.is_grad_enabled()) for shape, dtype in shapes
+        )
+        return Encoded(z, z if same else c, output)
+
+
+@dataclass(frozen=True)
+class _Counted(Batch):
+    """A batch whose inputs count as such, and on the device only."""
+
+    live: LiveBytes = field(kw_only=True)
+    host_apart: bool = field(kw_only=True)
+
+    def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
+        part = self.inputs[chunk]
+        inputs = self.decode(part.clone() if self.host_apart else part)
+        self.live.claim([inputs], "inputs")
+        return inputs
+
+
+def _stage_inputs(
+    recipe: Recipe, prefix: Sequence[Module], samples: Samples, live: LiveBytes, host_apart: bool
+) -> Batch:
+    """A batch as the stage's feed gives it: the dataset's, a cache's, or one computed by the modules below."""
+    size = recipe.training.batch_size
+    labels = {task: torch.zeros(size, dtype=torch.long) for task in samples.classes}
+    one = torch.zeros(1, *samples.shape)
+    with torch.no_grad():
+        for module in prefix:
+            one = module(one).output
+    dtype, decode = one.dtype, as_stored
+    if prefix and recipe.feed == "cache":
+        dtype, decode = STORED[recipe.cache.dtype], partial(_decode, bits=recipe.cache.dtype == "bfloat16")
+    elif prefix:
+        live.claim((weight for module in prefix for weight in module.parameters()), "parameters")
+    inputs = torch.zeros(size, *one.shape[1:], dtype=dtype)
+    live.claim([inputs], None if host_apart else "inputs")
+    return _Counted(inputs, labels, decode=decode, live=live, host_apart=host_apart)
+
+
+def _decode(stored: Tensor, bits: bool) -> Tensor:
+    return (stored.view(torch.bfloat16) if bits else stored).float()
