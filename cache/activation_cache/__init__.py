@@ -30,6 +30,7 @@ from .layout import SplitSpec, Storage
 from .order import epoch_order
 from .quantise import Calibration, calibrate
 from .reader import Cache, Split, open_cache
+from .repair import repair
 from .verify import Report, Status, inspect, verify
 from .writer import CacheWriter, create
 
@@ -61,5 +62,6 @@ __all__ = [
     "inspect",
     "make_key",
     "open_cache",
+    "repair",
     "verify",
 ]

@@ -101,9 +101,17 @@ def dequantise(stored: Array, calibration: Calibration, dtype: npt.DTypeLike = n
 
 
 def to_bfloat16(values: Array, out: npt.NDArray[np.uint16]) -> None:
-    """The upper halves of float32 `values`, rounded to nearest even, as uint16 into `out`."""
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    np.copyto(out, (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16), "unsafe")
+    """The upper halves of float32 `values`, rounded to nearest even, as uint16 into `out` (C-contiguous)."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32).reshape(-1)
+    flat = out.reshape(-1)
+    for start in range(0, len(bits), _BLOCK):
+        block = bits[start : start + _BLOCK]
+        rounded = block >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += block
+        rounded >>= np.uint32(16)
+        np.copyto(flat[start : start + _BLOCK], rounded, casting="unsafe")
 
 
 def from_bfloat16(stored: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:

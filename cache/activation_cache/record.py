@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import Damaged, FormatError, NotCommitted
-from .key import FORMAT, Json, canonical
+from .key import FORMAT, Json, canonical, digest
 from .layout import COMMIT, PLAN, Plan, SplitSpec, grid, journal_path, shard_path
 from .store import Store
 
@@ -67,36 +67,35 @@ class Entry:
     labels: dict[str, list[Any]]
     saturated: int
 
-    def to_bytes(self) -> bytes:
-        return seal_json(
-            {
-                "size": self.size,
-                "seal": self.seal,
-                "ids": self.ids,
-                "lengths": self.lengths,
-                "labels": self.labels,
-                "saturated": self.saturated,
-            }
-        )
+    def to_bytes(self, plan: Plan, split: str, view: int, shard: int) -> bytes:
+        return seal_json({**_place(plan, split, view, shard), **vars(self)})
 
 
-def read_entry(store: Store, split: str, view: int, shard: int) -> Entry | None:
+def _place(plan: Plan, split: str, view: int, shard: int) -> dict[str, Json]:
+    """What ties an entry to its shard, so that one from elsewhere is not taken for it."""
+    return {"plan": digest(plan.to_json()), "split": split, "view": view, "shard": shard}
+
+
+def read_entry(store: Store, plan: Plan, split: str, view: int, shard: int) -> Entry | None:
     """A shard's journal entry, or None where there is none. Raises Damaged."""
     path = journal_path(split, view, shard)
     try:
         data = store.read(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Entry(**unseal_json(data, path, store.location))
+    value = unseal_json(data, path, store.location)
+    place = _place(plan, split, view, shard)
+    if {name: value.pop(name, None) for name in place} != place:
+        raise Damaged(f"{store.location}: {path} belongs to another shard; {mend(store.location)}", [path])
+    return Entry(**value)
 
 
 def finished_shards(store: Store, plan: Plan, spec: SplitSpec, view: int) -> dict[int, Entry]:
     """Shard number -> entry, for each shard of a split's view that is safely there with the size its entry says."""
-    g = grid(spec, plan.storage)
     found: dict[int, Entry] = {}
-    for shard in range(g.shards):
+    for shard in range(grid(spec, plan.storage).shards):
         try:
-            entry = read_entry(store, spec.name, view, shard)
+            entry = read_entry(store, plan, spec.name, view, shard)
         except Damaged:
             continue  # the shard counts as unwritten
         if entry is not None and store.size(shard_file(plan, spec, view, shard)) == entry.size:

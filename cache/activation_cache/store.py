@@ -82,6 +82,8 @@ class LocalStore:
         return (self.root / path).read_bytes()
 
     def local(self, path: str) -> Path:
+        if not (self.root / path).is_file():
+            raise FileNotFoundError(self.root / path)
         return self.root / path
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:

@@ -77,6 +77,8 @@ def create(
             write_plan(store, plan)
         else:
             _check_same(plan, key, splits, store.location)
+            if world_size == 1:
+                _sweep(store)
         return CacheWriter(store, plan, release, rank, world_size, reserve, threads)
     except BaseException:
         release()
@@ -89,6 +91,13 @@ def _wipe(store: Store) -> None:
         if not path.startswith(f"{RECORD}/lock") and path != PLAN:
             store.delete(path)
     store.delete(PLAN)
+
+
+def _sweep(store: Store) -> None:
+    """Removes what a killed writer left half-written."""
+    for path, _ in list(store.list()):
+        if path.endswith(".tmp"):
+            store.delete(path)
 
 
 def _check_calibration(plan: Plan) -> None:
@@ -276,6 +285,7 @@ class CacheWriter:
             entries[split, view] = [found[shard] for shard in range(track.grid.shards)]
             if [e.ids for e in entries[split, view]] != [e.ids for e in entries[split, 0]]:
                 raise InvalidSamples(f"split {split!r}: view {view} has other ids, or another order, than view 0")
+        _sweep(self._store)
         sides = side_files(self._plan, entries)
         for path, data in sides.items():
             self._store.write(path, [data])
@@ -284,7 +294,7 @@ class CacheWriter:
             for number, entry in enumerate(shards):
                 files[shard_file(self._plan, self._tracks[split, view].spec, view, number)] = (entry.size, entry.seal)
                 path = journal_path(split, view, number)
-                data = entry.to_bytes()
+                data = entry.to_bytes(self._plan, split, view, number)
                 files[path] = (len(data), sha256(data))
         plan = self._store.read(PLAN)
         files[PLAN] = (len(plan), sha256(plan))
@@ -368,9 +378,8 @@ class CacheWriter:
         shard = track.pending.pop(0)
         buffer = self._buffers.get()
         storage = self._plan.storage
-        stage = storage.stored
-        if dtype != stage and storage.dtype in ("bfloat16", "uint8"):
-            stage = np.dtype(np.float16 if dtype == np.float16 else np.float32)
+        # Converted in the background, not while the caller waits; except from float64, which nobody computes in.
+        stage = dtype if dtype in (storage.stored, np.float16, np.float32) else np.dtype(np.float32)
         size = track.grid.shard_rows * int(np.prod(track.grid.row_shape, dtype=np.int64)) * stage.itemsize
         if buffer is None or len(buffer) < size:
             buffer = np.empty(size, np.uint8)
@@ -390,8 +399,11 @@ class CacheWriter:
                 if storage.dtype == "uint8":
                     assert self._plan.calibration is not None
                     saturated = quantise(rows, _for_rows(self._plan.calibration, g.ragged_axis), stored)
-                else:
+                elif storage.dtype == "bfloat16":
                     to_bfloat16(rows, stored)
+                else:
+                    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below
+                        np.copyto(stored, rows, casting="same_kind")
                 rows = stored
             bad = first_not_finite(rows, storage.dtype)
             if bad is not None:
@@ -404,7 +416,9 @@ class CacheWriter:
             self._check_room(path, encoded.size)
             self._store.write(path, encoded.parts)
             entry = Entry(encoded.size, encoded.seal, filled.ids, filled.lengths, filled.labels, saturated)
-            self._store.write(journal_path(track.spec.name, track.view, filled.shard), [entry.to_bytes()])
+            split, view = track.spec.name, track.view
+            content = entry.to_bytes(self._plan, split, view, filled.shard)
+            self._store.write(journal_path(split, view, filled.shard), [content])
             return track.spec.name, saturated
         finally:
             self._buffers.put(filled.buffer)
@@ -446,7 +460,7 @@ def _rows(track: _Track, filling: _Open, start: int, stop: int) -> Array:
 
 
 def _fill(track: _Track, filling: _Open, samples: Array | list[Array]) -> None:
-    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused when the shard is written
+    with np.errstate(over="ignore"):  # as below, in _finish
         for rows in [samples] if isinstance(samples, np.ndarray) else samples:
             np.copyto(_rows(track, filling, filling.rows, filling.rows + len(rows)), rows, casting="same_kind")
             filling.rows += len(rows)
