@@ -14,7 +14,7 @@ import numpy.typing as npt
 import activation_cache
 from activation_cache import Cache, CacheError, Calibration, SplitSpec, Storage
 from layerwise.errors import DamagedData, NotReady, RunLocked, StoppedEarly, WillNotFit
-from layerwise.feeds import CacheFeed, DatasetFeed, Feed, RecomputeFeed
+from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stages
 from layerwise.setup import Setup
 
@@ -101,7 +101,10 @@ def _from_cache(setup: Setup, number: int) -> Feed:
 def _recomputed(setup: Setup, number: int) -> Feed:
     recipe = setup.recipe
     source = DatasetFeed(setup.splits, recipe.training.batch_size, setup.order_seed(number), views=recipe.cache.views)
-    return RecomputeFeed(source, load_frozen(setup, number - 1), setup.device) if number > 1 else source
+    if number == 1:
+        return source
+    limited = recipe.training.micro_batch is not None or recipe.training.max_memory is not None
+    return RecomputeFeed(source, load_frozen(setup, number - 1), setup.device, HOST if limited else setup.device)
 
 
 def write_cache(setup: Setup, number: int) -> Cache:

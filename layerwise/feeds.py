@@ -30,6 +30,7 @@ def as_stored(inputs: Tensor) -> Tensor:
     return inputs
 
 
+HOST = torch.device("cpu")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -123,10 +124,13 @@ class DatasetFeed(Feed):
 
 
 class RecomputeFeed(Feed):
-    """Another feed's inputs, passed through the frozen modules below."""
+    """Another feed's inputs, passed through the frozen modules below.
 
-    def __init__(self, source: Feed, prefix: Sequence[Module], device: torch.device) -> None:
-        self._source, self._prefix, self._device = source, prefix, device
+    `keep` is where the outputs wait to be used: the host's memory, unless the device has room for a batch of them.
+    """
+
+    def __init__(self, source: Feed, prefix: Sequence[Module], device: torch.device, keep: torch.device = HOST) -> None:
+        self._source, self._prefix, self._device, self._keep = source, prefix, device, keep
         self.samples = source.samples
 
     def splits(self) -> Sequence[str]:
@@ -142,8 +146,12 @@ class RecomputeFeed(Feed):
         # Sample by sample: a frozen module's activations are many times its output, and nothing is gained by holding
         # a batch of them.
         with torch.no_grad():
-            encoded = [self._through(batch.inputs_on(self._device, slice(i, i + 1))) for i in range(len(batch))]
-        return Batch(torch.cat(encoded), batch.labels, batch.ids)
+            first = self._through(batch.inputs_on(self._device, slice(0, 1)))
+            outputs = first.new_empty((len(batch), *first.shape[1:]), device=self._keep)
+            outputs[:1] = first
+            for i in range(1, len(batch)):
+                outputs[i : i + 1] = self._through(batch.inputs_on(self._device, slice(i, i + 1)))
+        return Batch(outputs, batch.labels, batch.ids)
 
     def _through(self, x: Tensor) -> Tensor:
         for module in self._prefix:

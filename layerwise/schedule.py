@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from layerwise import memory
 from layerwise.caching import cached, stage_inputs, write_cache
 from layerwise.checkpoint import drop_checkpoint
+from layerwise.errors import Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
 from layerwise.probe import probe_module
 from layerwise.setup import Setup
 from layerwise.stage import train
+from layerwise.units import size
 
 
 def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
@@ -59,10 +61,21 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     made_from = stage_identity(setup, numbers[-1])
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     steps = feed.samples // recipe.training.batch_size
+    fit = _fit(setup, numbers, title)
+    arithmetic = setup.arithmetic if fit is None else replace(setup.arithmetic, micro_batch=fit.micro_batch)
+    budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
-    with memory.peak(setup.device) as peak:
+    with memory.peak(setup.device, fit) as peak, memory.explain_exhaustion(setup.device, fit, batch_size, title):
         place = train(
-            learners, feed, recipe.training, setup.arithmetic, folder, made_from, setup.progress, setup.should_stop
+            learners,
+            feed,
+            recipe.training,
+            arithmetic,
+            folder,
+            made_from,
+            setup.progress,
+            setup.should_stop,
+            lambda: memory.check_first_step(setup.device, fit, budget, title),
         )
     setup.progress.end()
     outcome = {
@@ -75,6 +88,28 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     for learner in learners:
         freeze(setup, learner, made_from, {**outcome, "trained_with": list(numbers)})
     drop_checkpoint(folder)
+
+
+def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:
+    """How the stage goes through its batches; None where its memory cannot be told and there is no budget to keep.
+
+    Raises:
+        WillNotFit: the stage takes more than the budget, whatever the micro-batch.
+    """
+    training, facts = setup.recipe.training, setup.facts
+    samples = memory.Samples(facts.sample_shape, facts.classes)
+    try:
+        fit = memory.fit(setup.recipe, numbers, samples, host_apart=setup.device.type != "cpu")
+    except Unpredictable as error:
+        if training.max_memory is not None:
+            raise
+        setup.progress.note(str(error))
+        return None
+    if training.max_memory is not None:
+        how = "whole batches" if fit.micro_batch is None else f"micro-batches of {fit.micro_batch}"
+        taken, allowed = size(fit.footprint.peak), size(training.max_memory)
+        setup.progress.note(f"{title}: {how} of {training.batch_size}, {taken} of {allowed} (predicted)")
+    return fit
 
 
 def run_all(setup: Setup, *, fresh: bool = False) -> None:

@@ -61,6 +61,7 @@ def train(
     made_from: Mapping[str, Any],
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
+    after_first_step: Callable[[], None] = lambda: None,
 ) -> Place:
     """Train until the validation loss no longer falls, and leave the learners with the weights of the best epoch.
 
@@ -69,11 +70,14 @@ def train(
         Diverged: a loss was not finite; the last checkpoint stays.
     """
     place = Place(**load_checkpoint(folder, learners, made_from) or {})
+    first_step = place.step
     keep_lines(folder / "metrics.jsonl", place.epoch)
     while not place.converged(training):
         began = time.perf_counter()
         for batch in feed.shuffled(place.epoch, start=place.batch):
             losses = train_step(learners, batch, place.step, arithmetic)
+            if place.step == first_step:
+                after_first_step()
             place.sums = [total + loss for total, loss in zip(place.sums or [0.0] * len(losses), losses, strict=True)]
             place.step, place.batch = place.step + 1, place.batch + 1
             progress.advance(1, len(batch), " ".join(f"{loss:.4f}" for loss in losses))

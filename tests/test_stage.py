@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import is_fake
 
 from layerwise.caching import write_cache
 from layerwise.data.digits import Digits
@@ -158,7 +159,8 @@ def test_a_loss_that_is_not_finite_stops_before_anything_is_frozen(make_setup, m
     calls, honest = [], PatchInfoNCELoss.loss
 
     def injected(self, representations, context):
-        calls.append(True)
+        if not is_fake(representations[0]):  # the prediction of memory runs the step too
+            calls.append(True)
         return honest(self, representations, context) * (bad if len(calls) == 5 else 1)
 
     monkeypatch.setattr(PatchInfoNCELoss, "loss", injected)

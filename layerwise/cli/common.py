@@ -43,6 +43,26 @@ class Options:
         return dataclasses.replace(self, set=(*self.set, *(f"{name}={value}" for name, value in fields.items())))
 
 
+def memory_options(command: Command) -> Command:
+    """Add the options that limit memory; what they set arrives in `Options` as fields of the recipe."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, max_memory: str | None, micro_batch: int | None, options: Options, **kwargs: Any) -> Any:
+        chosen = {"training.max_memory": max_memory, "training.micro_batch": micro_batch}
+        return command(
+            *args,
+            options=options.override(**{name: value for name, value in chosen.items() if value is not None}),
+            **kwargs,
+        )
+
+    gathered = click.option(
+        "--micro-batch", type=click.IntRange(min=1), help="Samples that go through a module at once; same gradients."
+    )(gathered)
+    return click.option(  # type: ignore[return-value]
+        "--max-memory", metavar="BYTES", help="Device memory a stage may take, as 500MB or 2GiB; picks --micro-batch."
+    )(gathered)
+
+
 def options(command: Command) -> Command:
     """Add the options that every command takes; they arrive as one `Options`."""
 

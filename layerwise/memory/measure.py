@@ -1,31 +1,101 @@
-"""Peak memory of a piece of work."""
+"""Measure the peak memory of a piece of work, and hold it to what was predicted.
+
+Only a CUDA device counts its own bytes; elsewhere the prediction stands alone.
+"""
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
+from layerwise.errors import WillNotFit
+from layerwise.memory.fit import Fit
+from layerwise.units import size
+
 
 @dataclass
 class Peak:
-    """Most bytes held at once; None where the device does not say."""
+    """Most bytes held at once; None where that is not known."""
 
     allocated: int | None = None
-    """In tensors."""
+    """In tensors, measured."""
     reserved: int | None = None
-    """Taken from the device by the allocator."""
+    """Taken from the device by the allocator, measured."""
+    predicted: int | None = None
+    """In tensors."""
+    micro_batch: int | None = None
+    """Samples that went through at once; None: the whole batch."""
 
 
 @contextmanager
-def peak(device: torch.device) -> Iterator[Peak]:
-    """Measure the block. On a CUDA device alone: the others do not count."""
+def peak(device: torch.device, fit: Fit | None = None) -> Iterator[Peak]:
+    """Measure the block."""
     found = Peak()
+    if fit is not None:
+        found.predicted, found.micro_batch = fit.footprint.peak, fit.micro_batch
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     yield found
     if device.type == "cuda":
         found.allocated = torch.cuda.max_memory_allocated(device)
         found.reserved = torch.cuda.max_memory_reserved(device)
+
+
+def check_first_step(device: torch.device, fit: Fit | None, budget: int | None, whom: str) -> None:
+    """To be called after a real step: did it stay under the budget?
+
+    Raises:
+        WillNotFit: it did not.
+    """
+    if device.type != "cuda" or budget is None or fit is None:
+        return
+    held = torch.cuda.max_memory_allocated(device)
+    if held > budget:
+        # The prediction was short by this factor, so the next budget asked for should be smaller by as much.
+        asked = budget * fit.footprint.peak // held
+        raise WillNotFit(
+            f"the first step of {whom} held {size(held)}, over the budget of {size(budget)} (predicted: "
+            f"{size(fit.footprint.peak)}). Run again with --max-memory {asked // 10**6}MB, which leaves room for the "
+            "difference"
+        )
+
+
+@contextmanager
+def explain_exhaustion(device: torch.device, fit: Fit | None, batch_size: int, whom: str) -> Iterator[None]:
+    """
+    Raises:
+        WillNotFit: in place of PyTorch's own error when the device runs out of memory.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        held = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+        micro_batch = (fit.micro_batch if fit is not None else None) or batch_size
+        how = f"a batch of {batch_size}" + (f" in micro-batches of {micro_batch}" if micro_batch < batch_size else "")
+        smaller = f"--micro-batch {micro_batch // 2}, or " if micro_batch > 1 else ""
+        raise WillNotFit(
+            f"the device ran out of memory while training {whom} with {how}: {size(held)} were held at most and "
+            f"{size(fit.footprint.peak if fit is not None else None)} predicted. Try {smaller}--max-memory with what "
+            "the device has free"
+        ) from error
+
+
+def process_bytes(device: torch.device) -> int | None:
+    """What this process takes of the device in all, its CUDA context included, as the driver tells; None where it does
+    not (inside some containers it names no processes).
+    """
+    if device.type != "cuda" or (program := shutil.which("nvidia-smi")) is None:
+        return None
+    query = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+    told = subprocess.run(query, capture_output=True, text=True, check=False).stdout
+    for line in told.splitlines():
+        pid, _, mebibytes = line.partition(",")
+        if pid.strip() == str(os.getpid()) and mebibytes.strip().isdigit():
+            return int(mebibytes) * 2**20
+    return None
