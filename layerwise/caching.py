@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
 
 import activation_cache
-from activation_cache import Cache, CacheError, Calibration, SplitSpec, Storage
+from activation_cache import Cache, CacheError, CacheWriter, Calibration, SplitSpec, Storage
 from layerwise.errors import DamagedData, NotReady, RunLocked, StoppedEarly, WillNotFit
 from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stages
@@ -55,7 +58,7 @@ def open_cache(setup: Setup, number: int) -> Cache:
 @contextmanager
 def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     """The cache's errors as ours, with the command that mends them."""
-    command = f"layerwise cache --module {number} --run-dir {setup.run.folder}"
+    command = _command(setup, number)
     try:
         yield
     except activation_cache.Damaged as error:
@@ -66,6 +69,10 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
         raise RunLocked(str(error)) from error
     except CacheError as error:
         raise NotReady(f"{error} Write it with: {command}") from error
+
+
+def _command(setup: Setup, number: int) -> str:
+    return f"layerwise cache --module {number} --run-dir {setup.run.folder}"
 
 
 def cached(setup: Setup, number: int) -> bool:
@@ -93,9 +100,9 @@ def nearest_inputs(setup: Setup, number: int) -> Feed:
 
 
 def _from_cache(setup: Setup, number: int) -> Feed:
-    return CacheFeed(
-        open_cache(setup, number - 1), setup.recipe.training.batch_size, setup.order_seed(number), setup.device
-    )
+    cache, batch_size = open_cache(setup, number - 1), setup.recipe.training.batch_size
+    mend = f"{_command(setup, number - 1)} --repair"
+    return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
 
 
 def _recomputed(setup: Setup, number: int) -> Feed:
@@ -115,8 +122,7 @@ def write_cache(setup: Setup, number: int) -> Cache:
         NotReady: the module is not frozen.
         StoppedEarly: interrupted; whole shards are kept.
     """
-    require_stages(setup, number)
-    outputs = RecomputeFeed(nearest_inputs(setup, number), load_frozen(setup, number)[-1:], setup.device)
+    outputs = _outputs(setup, number)
     views, facts = setup.recipe.cache.views, setup.facts
     shape = tuple(next(outputs.in_order("validation")).inputs.shape[1:])
     splits = [
@@ -128,30 +134,78 @@ def write_cache(setup: Setup, number: int) -> Cache:
     key, location = cache_key(setup, number), setup.run.cache(number)
     calibration = (lambda: _calibrate(outputs)) if setup.recipe.cache.dtype == "uint8" else None
     stale = activation_cache.inspect(location, key).state == "stale"
-    setup.progress.begin(f"cache {number}", sum(split.samples * split.views for split in splits), "samples")
     with (
         cache_errors(setup, number),
         activation_cache.create(
             location, key, splits, storage(setup), calibration=calibration, replace=stale
         ) as writer,
     ):
-        for split in splits:
-            for view in range(split.views):
-                start = writer.done(split.name, view)
-                setup.progress.advance(start, 0, "")
-                for batch in outputs.in_order(split.name, view if split.name == "train" else None, start):
-                    values = batch.inputs.cpu().numpy()
-                    labels = {task: part.numpy() for task, part in batch.labels.items()} if view == 0 else None
-                    writer.append(split.name, values, list(batch.ids), labels, view)
-                    setup.progress.advance(len(batch), len(batch), split.name)
-                    if setup.should_stop():
-                        raise StoppedEarly(
-                            f"stopped while writing the cache of module {number}; whole shards are kept: "
-                            "the same command goes on"
-                        )
-        writer.commit()
-    setup.progress.end()
+        _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
+
+
+def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
+    """Read all of module `number`'s cache, and compute again only the shards that are damaged.
+
+    Returns what was `damaged` (path to reason) and how many `samples` were written again.
+
+    Raises:
+        NotReady: there is no cache, or it is stale: then it has to be written anew.
+    """
+    location, key = setup.run.cache(number), cache_key(setup, number)
+    with cache_errors(setup, number):
+        found = activation_cache.inspect(location, key)
+        if found.state == "stale":
+            raise NotReady(f"{found.reason}. Write it with: {_command(setup, number)}")
+        damaged = {} if found.state == "partial" else dict(activation_cache.verify(location).damaged)
+        with activation_cache.repair(location) as writer:
+            if differing := activation_cache.differences(writer.key, key):
+                raise NotReady(
+                    f"{location} was made from something else ({', '.join(differing)}). "
+                    f"Write it with: {_command(setup, number)}"
+                )
+            written = _fill(setup, number, writer, _outputs(setup, number))
+    open_cache(setup, number)
+    return {"module": number, "damaged": damaged, "samples": written}
+
+
+def _outputs(setup: Setup, number: int) -> Feed:
+    require_stages(setup, number)
+    return RecomputeFeed(nearest_inputs(setup, number), load_frozen(setup, number)[-1:], setup.device)
+
+
+def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
+    """Append what the writer still waits for, and commit; returns how many samples that was."""
+    todo = [(name, view, part) for name, view in writer.tracks() for part in writer.pending(name, view)]
+    total = sum(len(part) for _, _, part in todo)
+    setup.progress.begin(f"cache {number}", total, "samples")
+    for name, view, part in todo:
+        at = part.start
+        for batch in outputs.in_order(name, view if name == "train" else None, part.start):
+            count = min(len(batch), part.stop - at)
+            labels = {task: values[:count].numpy() for task, values in batch.labels.items()} if view == 0 else None
+            writer.append(name, _as_stored(batch.inputs[:count], storage(setup)), batch.ids[:count], labels, view)
+            at += count
+            setup.progress.advance(count, count, name)
+            if setup.should_stop():
+                raise StoppedEarly(
+                    f"stopped while writing the cache of module {number}; whole shards are kept: "
+                    "the same command goes on"
+                )
+            if at == part.stop:
+                break
+    writer.commit()
+    setup.progress.end()
+    return total
+
+
+def _as_stored(values: Tensor, storage: Storage) -> npt.NDArray[Any]:
+    """Rounded on the device, where that is quick, and half as much to move."""
+    if storage.dtype == "float16":
+        return values.half().cpu().numpy()
+    if storage.dtype == "bfloat16":
+        return values.bfloat16().view(torch.int16).cpu().numpy().view(np.uint16)
+    return values.float().cpu().numpy()
 
 
 def _calibrate(outputs: Feed) -> Calibration:
@@ -188,3 +242,47 @@ def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
         "bytes": activation_cache.inspect(location).bytes,
         "splits": splits,
     }
+
+
+def stale_caches(setup: Setup) -> dict[int, str]:
+    """Module number to reason, for each cache of the run that no stage will ever read again."""
+    found = {}
+    for number in sorted(int(path.name) for path in setup.run.caches.glob("*") if path.name.isdigit()):
+        location = setup.run.cache(number)
+        if number > setup.depth:
+            found[number] = f"{location} is of module {number}, and the recipe has {setup.depth}"
+            continue
+        try:
+            status = activation_cache.inspect(location, cache_key(setup, number))
+        except NotReady as error:
+            found[number] = f"{location}: {error}"
+            continue
+        if status.state == "stale":
+            found[number] = status.reason
+    return found
+
+
+def verify_caches(setup: Setup) -> list[dict[str, Any]]:
+    """Read every byte of every cache of the run. `damaged`: path to what is wrong with it; `unexpected`: files that
+    no writer of a cache put there.
+    """
+    found = []
+    for number in range(1, setup.depth + 1):
+        location = setup.run.cache(number)
+        status = activation_cache.inspect(location)
+        if status.state in ("absent", "partial"):
+            continue
+        setup.progress.note(f"reading the cache of module {number}")
+        with cache_errors(setup, number):
+            report = activation_cache.verify(location)
+        found.append(
+            {
+                "module": number,
+                "location": str(location),
+                "bytes": report.bytes,
+                "files": report.files,
+                "damaged": dict(report.damaged),
+                "unexpected": list(report.unexpected),
+            }
+        )
+    return found

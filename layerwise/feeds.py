@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -19,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from activation_cache import Cache, CachedBatch, Calibration, epoch_order
+from activation_cache import Cache, CachedBatch, Calibration, Damaged, epoch_order
 from activation_cache import Split as CachedSplit
 from layerwise.data.dataset import IntArray, Splits
-from layerwise.errors import RecipeError
+from layerwise.errors import DamagedData, RecipeError
 from layerwise.nets.module import Module
 
 
@@ -162,14 +163,12 @@ class RecomputeFeed(Feed):
 class CacheFeed(Feed):
     """Outputs of the frozen modules below, read from an activation cache."""
 
-    def __init__(self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, readers: int = 2) -> None:
-        self._cache, self._batch_size, self._seed, self._device, self._readers = (
-            cache,
-            batch_size,
-            seed,
-            device,
-            readers,
-        )
+    def __init__(
+        self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "", readers: int = 2
+    ) -> None:
+        """`mend`: the command that repairs the cache, for messages."""
+        self._cache, self._batch_size, self._seed, self._device = cache, batch_size, seed, device
+        self._mend, self._readers = mend, readers
         self.samples = cache.splits["train"].samples
         require_full_batch(self.samples, batch_size)
 
@@ -181,7 +180,8 @@ class CacheFeed(Feed):
         found = split.batches(
             self._batch_size, seed=self._seed, epoch=epoch, start=start, view=epoch % split.views, threads=self._readers
         )
-        yield from map(self._batch(split), found)
+        with self._damage_named():
+            yield from map(self._batch(split), found)
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         chosen = self._cache.splits[split]
@@ -196,9 +196,17 @@ class CacheFeed(Feed):
             view=view or 0,
             threads=self._readers,
         )
-        for batch in map(self._batch(chosen), found):
-            yield batch.behind(skipped)
-            skipped = 0
+        with self._damage_named():
+            for batch in map(self._batch(chosen), found):
+                yield batch.behind(skipped)
+                skipped = 0
+
+    @contextmanager
+    def _damage_named(self) -> Iterator[None]:
+        try:
+            yield
+        except Damaged as error:
+            raise DamagedData(f"{error}. Mend it with: {self._mend}") from error
 
     def _batch(self, split: CachedSplit) -> Callable[[CachedBatch], Batch]:
         decode = decoder(split.storage.dtype, split.calibration, len(split.shape), self._device)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from layerwise.checkpoint import drop_checkpoint
-from layerwise.errors import NotReady
+from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
 from layerwise.recipe import differences
 from layerwise.setup import Setup
@@ -125,3 +125,22 @@ def load_frozen(setup: Setup, number: int) -> list[Module]:
         module.load_state_dict(load_tensors(setup.run.stage(below) / "module.safetensors", record["sha256"]))
         module.to(setup.device).eval().requires_grad_(False)
     return modules
+
+
+def verify_stages(setup: Setup) -> list[dict[str, Any]]:
+    """Each finished stage's weights, read and compared with their record; `damaged` is the path of a file that
+    differs, or None.
+    """
+    found = []
+    for number in range(1, setup.depth + 1):
+        record = read_json(setup.run.stage(number) / "stage.json")
+        if record is None:
+            continue
+        path = setup.run.stage(number) / "module.safetensors"
+        try:
+            load_tensors(path, record["sha256"])
+            damaged = None
+        except DamagedData:
+            damaged = str(path)
+        found.append({"module": number, "damaged": damaged})
+    return found

@@ -45,8 +45,12 @@ class Run:
         """Where modules that are trained together keep their checkpoints and metrics."""
         return self.stage(numbers[0]) if len(numbers) == 1 else self.folder / "stages" / f"{numbers[0]}-{numbers[-1]}"
 
+    @property
+    def caches(self) -> Path:
+        return self.folder / "caches"
+
     def cache(self, number: int) -> Path:
-        return self.folder / "caches" / str(number)
+        return self.caches / str(number)
 
     def probe(self, number: int) -> Path:
         return self.folder / "probes" / f"{number}.json"

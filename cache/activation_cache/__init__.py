@@ -25,7 +25,7 @@ from .errors import (
     Stale,
     StoreError,
 )
-from .key import FORMAT, digest, make_key
+from .key import FORMAT, differences, digest, make_key
 from .layout import SplitSpec, Storage
 from .order import epoch_order
 from .quantise import Calibration, calibrate
@@ -57,6 +57,7 @@ __all__ = [
     "StoreError",
     "calibrate",
     "create",
+    "differences",
     "digest",
     "epoch_order",
     "inspect",

@@ -192,6 +192,15 @@ class CacheWriter:
             self._buffers.put(None)
 
     @property
+    def key(self) -> Key:
+        """What the cache is made from."""
+        return dict(self._plan.key)
+
+    def tracks(self) -> list[tuple[str, int]]:
+        """(split, view) of everything that is to be written, in order."""
+        return list(self._tracks)
+
+    @property
     def calibration(self) -> Calibration | None:
         """The calibration that is in use: of an unfinished cache that is continued, the one it began with."""
         return self._plan.calibration

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import shutil
+
 import click
 
 from layerwise.cli.common import Options, emit, options, setup_for
 
 
 @click.command(name="cache")
-@click.option("--module", "number", type=click.IntRange(min=1), required=True, help="Whose outputs to store.")
+@click.option("--module", "number", type=click.IntRange(min=1), help="Whose outputs to store.")
+@click.option("--repair", is_flag=True, help="Read all of the cache, and write only what is damaged again.")
+@click.option("--prune", is_flag=True, help="Remove the run's stale caches, after asking.")
+@click.option("--yes", is_flag=True, help="With --prune: do not ask.")
 @options
-def command(number: int, options: Options) -> None:
+def command(number: int | None, repair: bool, prune: bool, yes: bool, options: Options) -> None:
     """Write a frozen module's outputs to its Zarr store, for the next stage to train from.
 
     Goes on where an interrupted writing stopped.
     """
-    with setup_for(options, purpose=f"cache {number}") as setup:
-        from layerwise.caching import cached, describe_cache, write_cache
-        from layerwise.render.tables import cache_table
+    if (number is None) != prune or (repair and prune):
+        raise click.UsageError("give --module N, alone or with --repair; or --prune, which looks at all modules")
+    with setup_for(options, purpose="cache --prune" if prune else f"cache {number}") as setup:
+        from layerwise.caching import cached, describe_cache, repair_cache, stale_caches, write_cache
+        from layerwise.render.tables import cache_table, prune_table, repair_table
 
+        if prune:
+            stale = stale_caches(setup)
+            for reason in stale.values():
+                click.echo(reason, err=True)
+            agreed = bool(stale) and (yes or click.confirm(f"remove {len(stale)} stale cache(s)?", err=True))
+            for module in stale if agreed else ():
+                shutil.rmtree(setup.run.cache(module))
+            outcome = {"stale": stale, "removed": list(stale) if agreed else []}
+            emit(options, outcome, lambda: prune_table(outcome))
+            return
+        assert number is not None
+        if repair:
+            repaired = repair_cache(setup, number)
+            emit(options, repaired, lambda: repair_table(repaired))
+            return
         if cached(setup, number):
             setup.progress.note(f"module {number}'s cache is whole and valid already")
         else:

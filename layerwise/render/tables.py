@@ -47,6 +47,30 @@ def cache_table(facts: Mapping[str, Any]) -> None:
     show(made, f"{size(facts['bytes'])} at {facts['location']}; next: layerwise stage {facts['module'] + 1}")
 
 
+def prune_table(outcome: Mapping[str, Any]) -> None:
+    kept = f", {len(outcome['stale'])} found" if len(outcome["removed"]) != len(outcome["stale"]) else ""
+    show(f"{len(outcome['removed'])} stale caches removed{kept}")
+
+
+def repair_table(outcome: Mapping[str, Any]) -> None:
+    made = table(f"cache of module {outcome['module']}: damaged", "file", "what was wrong")
+    for path, reason in outcome["damaged"].items():
+        made.add_row(path, reason)
+    count = f"{outcome['samples']:,} samples written again; the cache is whole"
+    show(*([made] if outcome["damaged"] else []), count)
+
+
+def verify_table(found: Mapping[str, Any]) -> None:
+    made = table(f"{found['run']}: every byte read", "", "bytes", "damaged")
+    for stage in found["stages"]:
+        made.add_row(f"module {stage['module']}: weights", "", stage["damaged"] or "none")
+    for cache in found["caches"]:
+        made.add_row(f"module {cache['module']}: cache", size(cache["bytes"]), str(len(cache["damaged"]) or "none"))
+    reasons = [f"{cache['location']}/{p}: {why}" for cache in found["caches"] for p, why in cache["damaged"].items()]
+    strangers = [f"{cache['location']}/{p}: no file of ours" for cache in found["caches"] for p in cache["unexpected"]]
+    show(made, *reasons, *strangers)
+
+
 def probe_table(probes: Sequence[Mapping[str, Any]], report: Path | None = None) -> None:
     made = table("linear probes: test accuracy, %", "module", "task", "trained", "untrained")
     for probe in probes:

@@ -1,0 +1,30 @@
+"""layerwise verify"""
+
+from __future__ import annotations
+
+import click
+
+from layerwise.cli.common import Options, emit, options, setup_for
+
+
+@click.command(name="verify")
+@options
+def command(options: Options) -> None:
+    """Read every byte of a run's caches and frozen modules, and name whatever is damaged. Exits 65 if anything is."""
+    with setup_for(options, purpose="verify", writes=False) as setup:
+        from layerwise.caching import verify_caches
+        from layerwise.errors import DamagedData
+        from layerwise.frozen import verify_stages
+        from layerwise.render.tables import verify_table
+
+        stages, caches = verify_stages(setup), verify_caches(setup)
+        found = {"run": str(setup.run.folder), "stages": stages, "caches": caches}
+        emit(options, found, lambda: verify_table(found))
+        damaged = [stage["damaged"] for stage in stages if stage["damaged"]]
+        damaged += [f"{cache['location']}/{path}" for cache in caches for path in cache["damaged"]]
+        if damaged:
+            folder = f"--run-dir {setup.run.folder}"
+            raise DamagedData(
+                f"{len(damaged)} damaged: {', '.join(damaged[:5])}{' …' if damaged[5:] else ''}. Mend a cache with: "
+                f"layerwise cache --module N --repair {folder}; a module with: layerwise stage N --fresh {folder}"
+            )

@@ -1,0 +1,81 @@
+"""`layerwise cache --repair`, `--prune` and `verify`, as a person meets them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from activation_cache import open_cache
+from layerwise.cli import main
+
+RECIPE = Path(__file__).parents[2] / "tests" / "tiny_recipe.py"
+
+
+@pytest.fixture
+def layerwise(tmp_path, monkeypatch):
+    """Run a command in an empty directory in which module 1 is trained and cached."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments, input=None):
+        return CliRunner().invoke(main, [str(a) for a in arguments], catch_exceptions=False, input=input)
+
+    assert run("stage", 1, "--recipe", RECIPE).exit_code == 0
+    assert run("cache", "--module", 1).exit_code == 0
+    return run
+
+
+CACHE = Path("runs/tiny/caches/1")
+
+
+def damage(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damage_is_reported_and_mended(layerwise):
+    assert layerwise("verify").exit_code == 0
+    before = open_cache(CACHE).splits["train"].read(range(8)).tobytes()
+    shard = next(path for path in CACHE.glob("train/values/0/c/0/**/0") if path.is_file())
+    damage(shard)
+    result = layerwise("verify", "--json")
+    assert result.exit_code == 65
+    report, error = (json.loads(line) for line in result.stdout.splitlines())
+    assert list(report["caches"][0]["damaged"]) == [str(shard.relative_to(CACHE))]
+    assert "--repair" in error["message"]
+    result = layerwise("stage", 2)
+    assert result.exit_code == 65
+    assert str(shard.relative_to(CACHE)) in result.stderr
+    assert "layerwise cache --module 1" in result.stderr
+    assert layerwise("cache", "--module", 1, "--repair").exit_code == 0
+    assert layerwise("verify").exit_code == 0
+    assert open_cache(CACHE).splits["train"].read(range(8)).tobytes() == before
+    assert json.loads(layerwise("cache", "--module", 1, "--repair", "--json").stdout)["samples"] == 0
+
+
+def test_damaged_weights_are_reported(layerwise):
+    damage(Path("runs/tiny/stages/1/module.safetensors"))
+    result = layerwise("verify")
+    assert result.exit_code == 65
+    assert "module.safetensors" in result.stderr
+
+
+def test_stale_caches_are_removed_after_asking(layerwise):
+    stale = ("--recipe", RECIPE, "--run-dir", "runs/tiny", "--set", "cache.dtype=float16")
+    found = json.loads(layerwise("status", *stale, "--json").stdout)["modules"][0]["cache"]
+    assert found["state"] == "stale"
+    assert 'dtype (cached "float32", wanted "float16")' in found["reason"]
+    assert layerwise("cache", "--prune").stdout.startswith("0 stale caches removed")
+    assert layerwise("cache", "--module", 1, "--repair", *stale).exit_code == 1
+    assert layerwise("cache", "--prune", *stale, input="n\n").exit_code == 0
+    assert CACHE.exists()
+    assert layerwise("cache", "--prune", *stale, input="y\n").exit_code == 0
+    assert not CACHE.exists()
+
+
+def test_usage(layerwise):
+    for wrong in (["cache"], ["cache", "--prune", "--module", 1], ["cache", "--repair"]):
+        assert layerwise(*wrong).exit_code == 2
