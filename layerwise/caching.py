@@ -127,7 +127,11 @@ def write_cache(setup: Setup, number: int) -> Cache:
     shape = tuple(next(outputs.in_order("validation")).inputs.shape[1:])
     splits = [
         SplitSpec(
-            name, size, shape, labels=dict.fromkeys(facts.classes, "int64"), views=views if name == "train" else 1
+            name,
+            size,
+            shape,
+            labels=dict.fromkeys(next(outputs.in_order(name)).labels, "int64"),
+            views=views if name == "train" else 1,
         )
         for name, size in facts.sizes.items()
     ]

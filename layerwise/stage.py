@@ -80,7 +80,9 @@ def train(
                 after_first_step()
             place.sums = [total + loss for total, loss in zip(place.sums or [0.0] * len(losses), losses, strict=True)]
             place.step, place.batch = place.step + 1, place.batch + 1
-            progress.advance(1, len(batch), " ".join(f"{loss:.4f}" for loss in losses))
+            progress.advance(
+                1, len(batch), f"epoch {place.epoch + 1}, loss {' '.join(f'{loss:.3f}' for loss in losses)}"
+            )
             stop = should_stop()
             if stop or place.step % training.checkpoint_every == 0:
                 place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()

@@ -99,20 +99,23 @@ class StopAt(Silent):
 
 
 @pytest.mark.parametrize("step", range(1, 12, 5))
-def test_stopped_and_resumed_ends_in_the_same_bits(make_setup, step):
-    whole = make_setup(TINY, "whole")
+@pytest.mark.parametrize("schedule", ["iterative", "simultaneous"])
+def test_stopped_and_resumed_ends_in_the_same_bits(make_setup, step, schedule):
+    recipe = apply_overrides(TINY, [f"schedule={schedule}"])
+    whole = make_setup(recipe, "whole")
     run_stage(whole, 1)
-    stopped = make_setup(TINY, "stopped")
+    stopped = make_setup(recipe, "stopped")
     asked = []
     stopped.progress, stopped.should_stop = StopAt(step, lambda: asked.append(True)), lambda: bool(asked)
     with pytest.raises(StoppedEarly, match=f"after {step} updates"):
         run_stage(stopped, 1)
-    resumed = make_setup(TINY, "stopped")
+    resumed = make_setup(recipe, "stopped")
     run_stage(resumed, 1)
-    assert weights(resumed, 1) == weights(whole, 1)
+    trained = (1,) if schedule == "iterative" else (1, 2, 3)
+    assert [weights(resumed, number) for number in trained] == [weights(whole, number) for number in trained]
 
     def curve(setup):
-        return [{**line, "seconds": 0} for line in read_lines(setup.run.stage(1) / "metrics.jsonl")]
+        return [{**line, "seconds": 0} for line in read_lines(setup.run.training(trained) / "metrics.jsonl")]
 
     assert curve(resumed) == curve(whole)
 

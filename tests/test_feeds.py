@@ -1,0 +1,78 @@
+"""Feeds: every sample once, the same from everywhere, from any place on."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from layerwise.caching import stage_inputs, write_cache
+from layerwise.data.stl10 import STL10
+from layerwise.feeds import read_ahead
+from layerwise.recipe_loader import apply_overrides
+from layerwise.run import open_run
+from layerwise.schedule import run_stage
+from layerwise.setup import Setup
+from tests.conftest import TINY
+
+
+def pictures(folder, draw, name, count):
+    (folder / f"{name}_X.bin").write_bytes(draw.integers(0, 256, (count, 3, 96, 96), np.uint8).tobytes())
+    if name != "unlabeled":
+        (folder / f"{name}_y.bin").write_bytes(bytes(i % 10 + 1 for i in range(count)))
+
+
+def test_stages_above_the_first_run_when_the_dataset_is_gone(tmp_path):
+    """Real files in STL-10's format, deleted between the stages."""
+    folder = tmp_path / "data" / "stl10_binary"
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(0)
+    for name, count in {"unlabeled": 40, "train": 12, "test": 10}.items():
+        pictures(folder, draw, name, count)
+    recipe = TINY.model_copy(update={"dataset": STL10(crop=16, validation=0.2), "name": "gone"})
+
+    def setup():
+        return Setup(open_run(tmp_path / "run", recipe), torch.device("cpu"), tmp_path / "data")
+
+    run_stage(setup(), 1)
+    write_cache(setup(), 1)
+    shutil.rmtree(tmp_path / "data")
+    run_stage(setup(), 2)
+    write_cache(setup(), 2)
+    run_stage(setup(), 3)
+
+
+@pytest.mark.parametrize("codec", ["none", "lz4"])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_a_cache_and_recomputation_give_the_same_batches_from_any_place(make_setup, codec, start):
+    recipe = apply_overrides(TINY, [f"cache.codec={codec}", "cache.views=2"])
+    setup = make_setup(recipe)
+    run_stage(setup, 1)
+    write_cache(setup, 1)
+    cached = stage_inputs(setup, 2)
+    recomputed = stage_inputs(make_setup(apply_overrides(recipe, ["feed=recompute"])), 2)
+    for epoch in (0, 1):
+        found = [b.inputs_on(setup.device).clone() for b in cached.shuffled(epoch, start)]
+        assert len(found) == 6 - start
+        for mine, other in zip(found, recomputed.shuffled(epoch, start), strict=True):
+            assert torch.equal(mine, other.inputs)
+    for split in cached.splits():
+        mine = torch.cat([b.inputs_on(setup.device).clone() for b in cached.in_order(split, None, 3 * start)])
+        other = torch.cat([b.inputs for b in recomputed.in_order(split, 0 if split == "train" else None, 3 * start)])
+        assert torch.equal(mine, other)
+
+
+def test_every_sample_once_an_epoch(make_setup):
+    feed = stage_inputs(make_setup(apply_overrides(TINY, ["training.batch_size=101"])), 1)
+    first, second = (next(feed.shuffled(epoch)).ids for epoch in (0, 1))
+    assert sorted(first) == sorted(second)
+    assert len(set(first)) == 101
+    assert list(first) != list(second)
+
+
+def test_reading_ahead_keeps_the_order_and_passes_errors_on():
+    assert list(read_ahead(lambda item: item * 2, range(20), readers=3)) == [item * 2 for item in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(read_ahead(lambda item: 1 // (item - 3), range(20), readers=3))
