@@ -5,7 +5,7 @@ The cache's key holds all that can change a value in it. A cache whose key diffe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -92,10 +92,14 @@ def stage_inputs(setup: Setup, number: int) -> Feed:
     return _from_cache(setup, number) if setup.recipe.feed == "cache" else _recomputed(setup, number)
 
 
-def nearest_inputs(setup: Setup, number: int) -> Feed:
-    """What module `number` reads, from the cache below it where that is valid, else from the dataset."""
+def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
+    """What module `number` reads, from the cache below it where that is valid and has these splits, else from the
+    dataset.
+    """
     if number > 1 and setup.recipe.feed == "cache" and cached(setup, number - 1):
-        return _from_cache(setup, number)
+        feed = _from_cache(setup, number)
+        if set(splits) <= set(feed.splits()):
+            return feed
     return _recomputed(setup, number)
 
 
@@ -122,21 +126,12 @@ def write_cache(setup: Setup, number: int) -> Cache:
         NotReady: the module is not frozen.
         StoppedEarly: interrupted; whole shards are kept.
     """
-    outputs = _outputs(setup, number)
-    views, facts = setup.recipe.cache.views, setup.facts
-    shape = tuple(next(outputs.in_order("validation")).inputs.shape[1:])
-    splits = [
-        SplitSpec(
-            name,
-            size,
-            shape,
-            labels=dict.fromkeys(next(outputs.in_order(name)).labels, "int64"),
-            views=views if name == "train" else 1,
-        )
-        for name, size in facts.sizes.items()
-    ]
+    names = [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
+    outputs = _outputs(setup, number, names)
+    splits = [_layout(setup, outputs, name) for name in names]
     key, location = cache_key(setup, number), setup.run.cache(number)
-    calibration = (lambda: _calibrate(outputs)) if setup.recipe.cache.dtype == "uint8" else None
+    axis = setup.untrained()[number - 1].channel_axis
+    calibration = (lambda: _calibrate(outputs, axis)) if setup.recipe.cache.dtype == "uint8" else None
     stale = activation_cache.inspect(location, key).state == "stale"
     with (
         cache_errors(setup, number),
@@ -168,27 +163,55 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
                     f"{location} was made from something else ({', '.join(differing)}). "
                     f"Write it with: {_command(setup, number)}"
                 )
-            written = _fill(setup, number, writer, _outputs(setup, number))
+            names = {name for name, _ in writer.tracks()}
+            written = _fill(setup, number, writer, _outputs(setup, number, names))
     open_cache(setup, number)
     return {"module": number, "damaged": damaged, "samples": written}
 
 
-def _outputs(setup: Setup, number: int) -> Feed:
+def _outputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     require_stages(setup, number)
-    return RecomputeFeed(nearest_inputs(setup, number), load_frozen(setup, number)[-1:], setup.device)
+    return RecomputeFeed(nearest_inputs(setup, number, splits), load_frozen(setup, number)[-1:], setup.device)
+
+
+def _layout(setup: Setup, outputs: Feed, name: str) -> SplitSpec:
+    """A split as it is stored."""
+    sizes, ragged = outputs.shape(name)
+    labels = _lasting(setup, name, next(outputs.in_order(name, 0 if name == "train" else None)).labels)
+    return SplitSpec(
+        name,
+        setup.facts.sizes[name],
+        (*sizes[:-1], None) if ragged else sizes,
+        labels={task: "int64" if values.ndim == 1 else "int64[]" for task, values in labels.items()},
+        views=_views(setup, name),
+        longest=sizes[-1] if ragged else None,
+    )
+
+
+def _views(setup: Setup, split: str) -> int:
+    return setup.recipe.cache.views if split == "train" else 1
+
+
+def _lasting(setup: Setup, split: str, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The labels that a cache can hold: those of positions belong to one view, and are left out beside several."""
+    return {task: values for task, values in labels.items() if values.ndim == 1 or _views(setup, split) == 1}
 
 
 def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
     """Append what the writer still waits for, and commit; returns how many samples that was."""
     todo = [(name, view, part) for name, view in writer.tracks() for part in writer.pending(name, view)]
     total = sum(len(part) for _, _, part in todo)
+    ragged = {name: outputs.shape(name).ragged for name, _, _ in todo}
     setup.progress.begin(f"cache {number}", total, "samples")
     for name, view, part in todo:
         at = part.start
         for batch in outputs.in_order(name, view if name == "train" else None, part.start):
             count = min(len(batch), part.stop - at)
-            labels = {task: values[:count].numpy() for task, values in batch.labels.items()} if view == 0 else None
-            writer.append(name, _as_stored(batch.inputs[:count], storage(setup)), batch.ids[:count], labels, view)
+            labels = {task: part[:count].numpy() for task, part in _lasting(setup, name, batch.labels).items()}
+            values = _as_stored(batch.inputs[:count], storage(setup))
+            writer.append(
+                name, list(values) if ragged[name] else values, batch.ids[:count], labels if view == 0 else None, view
+            )
             at += count
             setup.progress.advance(count, count, name)
             if setup.should_stop():
@@ -212,7 +235,7 @@ def _as_stored(values: Tensor, storage: Storage) -> npt.NDArray[Any]:
     return values.float().cpu().numpy()
 
 
-def _calibrate(outputs: Feed) -> Calibration:
+def _calibrate(outputs: Feed, channel_axis: int) -> Calibration:
     """Scales from the first training samples, in their order: the same whatever the machine."""
 
     def batches() -> Iterator[npt.NDArray[Any]]:
@@ -223,7 +246,7 @@ def _calibrate(outputs: Feed) -> Calibration:
             if seen >= CALIBRATION_SAMPLES:
                 return
 
-    return activation_cache.calibrate(batches(), channel_axis=1)
+    return activation_cache.calibrate(batches(), channel_axis)
 
 
 def describe_cache(setup: Setup, number: int) -> dict[str, Any]:

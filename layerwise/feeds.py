@@ -2,6 +2,7 @@
 interface.
 
 Two feeds of the same stage give the same samples in the same order, and (where the cache is float32) the same bits.
+Samples of differing length come in batches of one.
 
 Letters: B batch.
 """
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ from activation_cache import Split as CachedSplit
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import DamagedData, RecipeError
 from layerwise.nets.module import Module
+
+Array = npt.NDArray[Any]
 
 
 def as_stored(inputs: Tensor) -> Tensor:
@@ -64,6 +67,13 @@ class Batch:
         return {task: values.to(device) for task, values in self.labels.items()}
 
 
+class SampleShape(NamedTuple):
+    """Of one input, or of the longest where they differ in length along the last axis."""
+
+    sizes: tuple[int, ...]
+    ragged: bool
+
+
 class Feed(ABC):
     """Inputs of one stage."""
 
@@ -83,6 +93,10 @@ class Feed(ABC):
     @abstractmethod
     def splits(self) -> Sequence[str]:
         """Names of the splits that there are."""
+
+    @abstractmethod
+    def shape(self, split: str) -> SampleShape:
+        """What one input of a split is like."""
 
 
 class DatasetFeed(Feed):
@@ -112,15 +126,21 @@ class DatasetFeed(Feed):
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         indices = np.arange(start, len(self._splits.named()[split]))
-        yield from self._read(
-            split, [indices[i : i + self._batch_size] for i in range(0, len(indices), self._batch_size)], view
-        )
+        size = 1 if self.shape(split).ragged else self._batch_size
+        yield from self._read(split, [indices[i : i + size] for i in range(0, len(indices), size)], view)
+
+    def shape(self, split: str) -> SampleShape:
+        chosen = self._splits.named()[split]
+        *sizes, last = chosen.sample_shape
+        length = chosen.longest if last is None else last
+        assert length is not None
+        return SampleShape((*(size for size in sizes if size is not None), length), last is None)
 
     def _read(self, name: str, batches: Sequence[IntArray], view: int | None) -> Iterator[Batch]:
         split = self._splits.named()[name]
 
         def read(indices: IntArray) -> Batch:
-            labels = {task: torch.from_numpy(values[indices]) for task, values in split.labels.items()}
+            labels = {task: torch.from_numpy(values) for task, values in split.labels_of(indices, view).items()}
             return Batch(split.batch(indices, view), labels, [split.ids[index] for index in indices])
 
         yield from read_ahead(read, batches, self._readers)
@@ -144,6 +164,11 @@ class RecomputeFeed(Feed):
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         yield from map(self._encode, self._source.in_order(split, view, start))
+
+    def shape(self, split: str) -> SampleShape:
+        sizes, ragged = self._source.shape(split)
+        with torch.no_grad():
+            return SampleShape(tuple(self._through(torch.zeros(1, *sizes, device=self._device)).shape[1:]), ragged)
 
     def _encode(self, batch: Batch) -> Batch:
         # A few at a time: a frozen module's activations are many times its output, and on a CPU those of one sample
@@ -195,9 +220,10 @@ class CacheFeed(Feed):
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         chosen = self._cache.splits[split]
-        whole, skipped = divmod(start, self._batch_size)
+        size = 1 if None in chosen.shape else self._batch_size
+        whole, skipped = divmod(start, size)
         found = chosen.batches(
-            self._batch_size,
+            size,
             seed=0,
             epoch=0,
             start=whole,
@@ -218,16 +244,17 @@ class CacheFeed(Feed):
         except Damaged as error:
             raise DamagedData(f"{error}. Mend it with: {self._mend}") from error
 
+    def shape(self, split: str) -> SampleShape:
+        chosen = self._cache.splits[split]
+        sizes = tuple(chosen.longest or 0 if size is None else size for size in chosen.shape)
+        return SampleShape(sizes, chosen.longest is not None)
+
     def _batch(self, split: CachedSplit) -> Callable[[CachedBatch], Batch]:
         decode = decoder(split.storage.dtype, split.calibration, len(split.shape), self._device)
 
         def convert(found: CachedBatch) -> Batch:
-            return Batch(
-                torch.from_numpy(found.values),
-                {task: torch.from_numpy(values) for task, values in found.labels.items()},
-                found.ids,
-                decode,
-            )
+            labels = {task: torch.from_numpy(stacked(values)) for task, values in found.labels.items()}
+            return Batch(torch.from_numpy(stacked(found.values)), labels, found.ids, decode)
 
         return convert
 
@@ -237,6 +264,11 @@ def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     buffer = torch.empty(math.prod(shape) * dtype.itemsize, dtype=torch.uint8, pin_memory=True)
     found: npt.NDArray[Any] = buffer.numpy().view(dtype).reshape(shape)
     return found
+
+
+def stacked(values: Array | list[Array]) -> Array:
+    """One array of a batch, also where the cache gives a list: samples of differing length come one by one."""
+    return np.stack(values) if isinstance(values, list) else values
 
 
 def require_full_batch(samples: int, batch_size: int) -> None:

@@ -1,13 +1,19 @@
-"""A linear classifier on a frozen representation, mean-pooled over its positions (paper, sections 4.1 and A.1).
+"""A linear classifier on a frozen representation (paper, sections 4.1, 4.2 and A.1, A.2).
 
-Letters: N samples, C channels, P positions.
+Where a sample has one label, it reads the mean over the sample's positions; where each position has its own, it reads
+them one by one.
+
+Letters: N samples (or positions), C channels, P positions, L labels of a sample.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -15,16 +21,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.caching import nearest_inputs
+from layerwise.data.dataset import UNKNOWN
 from layerwise.errors import NotReady, UsageError
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stage
 from layerwise.nets.module import Module
+from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe
 from layerwise.seeding import numpy_generator, seeded
 from layerwise.setup import Setup
 from layerwise.storage import read_json, write_json
 
 HELD_OUT = 0.2  # of the training samples, to choose the learning rate on (appendix A.1)
+BLOCK = 1 << 16  # samples that are judged at once
+SPLITS = ("probe", "test")
 
 
 @dataclass(frozen=True)
@@ -38,51 +48,88 @@ class ProbeResult:
     test_samples: int
 
 
+@dataclass(frozen=True)
+class Labelled:
+    """Features with their labels."""
+
+    features: Tensor
+    """(N, C) float32 on the CPU."""
+    labels: Tensor
+    """(N,) int64 on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, indices: Tensor) -> Labelled:
+        return Labelled(self.features[indices], self.labels[indices])
+
+
 def fit_probe(
-    train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int, settings: Probe, seed: int
+    train: Labelled, test: Labelled, classes: int, settings: Probe, seed: int, device: torch.device | None = None
 ) -> ProbeResult:
-    """Train on (N, C) features with (N,) labels, judge on the test pair.
+    """Train on one set of features, judge on the other.
 
     With several learning rates, each is tried on four fifths of the training samples and judged on the fifth.
     """
-    features, labels = train
-    if settings.standardise:
-        mean, deviation = features.mean(0), features.std(0).clamp_min(1e-8)
-        features, test = (features - mean) / deviation, ((test[0] - mean) / deviation, test[1])
+    device = device or torch.device("cpu")
     rate = settings.learning_rates[0]
     if len(settings.learning_rates) > 1:
-        order = torch.from_numpy(numpy_generator(seed, "probe split").permutation(len(labels)))
+        order = torch.from_numpy(numpy_generator(seed, "probe split").permutation(len(train)))
         held, kept = order.split([int(len(order) * HELD_OUT), len(order) - int(len(order) * HELD_OUT)])
+        trial, judges = train.at(kept), train.at(held)
         judged = {
-            rate: accuracy(
-                _train_linear(features[kept], labels[kept], classes, rate, settings, seed), features[held], labels[held]
-            )
+            rate: accuracy(_train_linear(trial, classes, rate, settings, seed, device), judges)
             for rate in settings.learning_rates
         }
         rate = max(judged, key=lambda rate: judged[rate])
-    classifier = _train_linear(features, labels, classes, rate, settings, seed)
-    return ProbeResult(
-        accuracy(classifier, *test), accuracy(classifier, features, labels), rate, len(labels), len(test[1])
-    )
+    classifier = _train_linear(train, classes, rate, settings, seed, device)
+    return ProbeResult(accuracy(classifier, test), accuracy(classifier, train), rate, len(train), len(test))
 
 
-def accuracy(classifier: nn.Module, features: Tensor, labels: Tensor) -> float:
+def accuracy(classifier: nn.Module, judges: Labelled) -> float:
+    device = next(classifier.parameters()).device
     with torch.no_grad():
-        return float((classifier(features).argmax(1) == labels).double().mean())
+        pairs = zip(judges.features.split(BLOCK), judges.labels.split(BLOCK), strict=True)
+        right = sum(int((classifier(part.to(device)).argmax(1).cpu() == labels).sum()) for part, labels in pairs)
+    return right / len(judges)
 
 
-def _train_linear(features: Tensor, labels: Tensor, classes: int, rate: float, settings: Probe, seed: int) -> nn.Linear:
+def _train_linear(
+    train: Labelled, classes: int, rate: float, settings: Probe, seed: int, device: torch.device
+) -> nn.Module:
     with seeded(seed, "probe"):
-        classifier = nn.Linear(features.shape[1], classes, device=features.device)
+        linear = nn.Linear(train.features.shape[1], classes)
+        if settings.initial == "xavier":
+            nn.init.xavier_normal_(linear.weight)
+    classifier = (nn.Sequential(Standardise(train.features), linear) if settings.standardise else linear).to(device)
     optimiser = torch.optim.Adam(classifier.parameters(), lr=rate)
     for epoch in range(settings.epochs):
-        order = numpy_generator(seed, "probe", epoch).permutation(len(labels))
-        for begin in range(0, len(order), settings.batch_size):
-            chosen = torch.from_numpy(np.asarray(order[begin : begin + settings.batch_size])).to(features.device)
+        order = torch.from_numpy(numpy_generator(seed, "probe", epoch).permutation(len(train)))
+        for chosen in order.split(settings.batch_size):
             optimiser.zero_grad()
-            F.cross_entropy(classifier(features[chosen]), labels[chosen]).backward()
+            batch = train.at(chosen)
+            F.cross_entropy(classifier(batch.features.to(device)), batch.labels.to(device)).backward()
             optimiser.step()
     return classifier
+
+
+class Standardise(nn.Module):
+    """Each channel to mean 0 and variance 1 over the given features; a constant channel to 0."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, features: Tensor) -> None:
+        super().__init__()
+        count = len(features)
+        mean = torch.stack([part.double().sum(0) for part in features.split(BLOCK)]).sum(0) / count
+        squares = torch.stack([(part.double() - mean).square().sum(0) for part in features.split(BLOCK)]).sum(0)
+        deviation = (squares / count).sqrt()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", torch.where(deviation > 1e-8, 1 / deviation.clamp_min(1e-8), 0).float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) * self.scale
 
 
 def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
@@ -101,28 +148,24 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
     known = read_json(path)
     if known is not None and not fresh and known["made_from"] == made_from:
         return known
-    if not {"probe", "test"} <= setup.facts.sizes.keys():
-        raise NotReady(f"the dataset of recipe {setup.recipe.name!r} has no labelled samples to probe with")
+    _require_labels(setup)
     setup.progress.begin(f"probe {number}", 2, "networks")
     found: dict[str, Any] = {"made_from": made_from, "module": number, "tasks": {}}
     initial = parts([module.to(setup.device).eval() for module in setup.untrained()[:holder]])[:number]
     trained = parts(load_frozen(setup, holder))[:number]
-    samples = DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(number))
     merged = setup.holders.count(holder) > 1
     networks = {
         "trained": (
-            RecomputeFeed(samples, trained[:-1], setup.device) if merged else nearest_inputs(setup, number),
+            RecomputeFeed(_samples(setup), trained[:-1], setup.device)
+            if merged
+            else nearest_inputs(setup, number, SPLITS),
             trained[-1],
         ),
-        "untrained": (RecomputeFeed(samples, initial[:-1], setup.device), initial[-1]),
+        "untrained": (RecomputeFeed(_samples(setup), initial[:-1], setup.device), initial[-1]),
     }
     for state, (feed, module) in networks.items():
-        pairs = {split: features(feed, module, split, setup.device) for split in ("probe", "test")}
-        for task, classes in setup.facts.classes.items():
-            train, test = ((pairs[split][0], pairs[split][1][task]) for split in ("probe", "test"))
-            found["tasks"].setdefault(task, {})[state] = asdict(
-                fit_probe(train, test, classes, setup.recipe.probe, setup.recipe.seed)
-            )
+        for task, result in _classify(setup, feed, module).items():
+            found["tasks"].setdefault(task, {})[state] = asdict(result)
         setup.progress.advance(1, 0, state)
     setup.progress.end()
     write_json(path, found)
@@ -146,12 +189,88 @@ def parts(modules: Sequence[Module]) -> list[Module]:
     return [part for module in modules for part in module.parts()]
 
 
-def features(feed: Feed, module: Module, split: str, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
-    """(N, C) mean over the positions of a module's representations of a split, and its labels, on the device."""
-    pooled, labels = [], []
-    with torch.no_grad():
-        for batch in feed.in_order(split):
-            for i in range(len(batch)):
-                pooled.append(module(batch.inputs_on(device, slice(i, i + 1))).c.flatten(2).mean(2).float())
-            labels.append(batch.labels_on(device))
-    return torch.cat(pooled), {task: torch.cat([part[task] for part in labels]) for task in labels[0]}
+def probe_fixed(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
+    """Classify the features by hand that the network is compared with (MFCC, for speech), for every task.
+
+    Raises:
+        NotReady: the dataset has no labels, or a library that the features need is missing.
+    """
+    results = []
+    for name, make in setup.recipe.network.fixed_features().items():
+        made_from = {"probe": setup.recipe.probe.identity(), "manifest": setup.facts.manifest}
+        path = setup.run.probe(name)
+        known = read_json(path)
+        if known is None or fresh or known["made_from"] != made_from:
+            _require_labels(setup)
+            setup.progress.begin(f"probe {name}", 1, "features")
+            outcomes = _classify(setup, _samples(setup), make().to(setup.device).eval())
+            known = {
+                "made_from": made_from,
+                "module": name,
+                "tasks": {task: {"fixed": asdict(result)} for task, result in outcomes.items()},
+            }
+            setup.progress.end()
+            write_json(path, known)
+        results.append(known)
+    return results
+
+
+def _require_labels(setup: Setup) -> None:
+    if not set(SPLITS) <= setup.facts.sizes.keys() or not setup.facts.classes:
+        raise NotReady(f"the dataset of recipe {setup.recipe.name!r} has no labelled samples to probe with")
+
+
+def _samples(setup: Setup) -> Feed:
+    return DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(1))
+
+
+def _classify(setup: Setup, feed: Feed, module: Module) -> dict[str, ProbeResult]:
+    """The outcome for each task on what the module makes of the feed."""
+    outcomes = {}
+    with _scratch(setup.run.folder) as folder:
+        found = {split: features(feed, module, split, setup.device, folder) for split in SPLITS}
+        for task, classes in setup.facts.classes.items():
+            train, test = (found[split][task] for split in SPLITS)
+            settings = setup.recipe.probe.of(task)
+            outcomes[task] = fit_probe(train, test, classes, settings, setup.recipe.seed, setup.device)
+    return outcomes
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as scratch:
+        yield Path(scratch)
+
+
+def features(feed: Feed, module: Module, split: str, device: torch.device, folder: Path) -> dict[str, Labelled]:
+    """By task, what a module makes of a split.
+
+    The numbers lie in files in `folder`, since the frames of a hundred hours of speech take tens of gigabytes.
+    """
+    labels: dict[str, list[Tensor]] = {}
+    files: dict[str, BinaryIO] = {}
+    try:
+        with torch.no_grad():
+            for batch in feed.in_order(split):
+                for task, values in batch.labels.items():
+                    labels.setdefault(task, []).append(values.flatten())
+                    if task not in files:
+                        files[task] = (folder / f"{split}-{len(files)}.float32").open("w+b")
+                for i in range(len(batch)):
+                    c = module(batch.inputs_on(device, slice(i, i + 1))).c.float()
+                    for task, values in batch.labels.items():
+                        pooled = (
+                            c.flatten(2).mean(2) if values.ndim == 1 else at_labels(c, module.hop, values.shape[1])[0].T
+                        )
+                        files[task].write(pooled.cpu().contiguous().numpy().tobytes())
+        found = {}
+        for task, file in files.items():
+            known = torch.cat(labels[task])
+            rows = np.memmap(file, np.float32, "r+", shape=(len(known), module.channels))
+            every = Labelled(torch.from_numpy(rows), known)
+            found[task] = every if bool((known != UNKNOWN).all()) else every.at((known != UNKNOWN).nonzero().flatten())
+    finally:
+        for file in files.values():
+            file.close()
+    return found

@@ -11,7 +11,7 @@ stay out of `identity`, on which the validity of stages and caches rests.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
@@ -100,6 +100,12 @@ class NetworkSettings(Settings, ABC):
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
         return self.identity()
 
+    def fixed_features(self) -> dict[str, Callable[[], Module]]:
+        """Features by hand that a probe can compare with: name to what makes the module, without parameters, that reads
+        samples.
+        """
+        return {}
+
 
 class ObjectiveSettings(Settings, ABC):
     """A local loss."""
@@ -144,7 +150,10 @@ class Training(Settings):
 
 
 class Probe(Settings):
-    """A linear classifier on a frozen, mean-pooled representation (paper, section 4 and appendix A)."""
+    """A linear classifier on a frozen representation (paper, section 4 and appendix A).
+
+    It reads the mean over the positions, or each position where each has a label of its own.
+    """
 
     learning_rates: tuple[float, ...] = Field(
         (1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken"
@@ -154,7 +163,24 @@ class Probe(Settings):
         False,
         description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not",
     )
-    batch_size: int = Field(256, ge=1, description="samples a step")
+    batch_size: int = Field(256, ge=1, description="samples a step, or positions where each has a label")
+    initial: Literal["uniform", "xavier"] = Field(
+        "uniform", description="initial weights: torch's own, or Xavier normal"
+    )
+
+    def of(self, task: str) -> Probe:
+        """The settings for one task."""
+        return self
+
+
+class SpeechProbes(Settings):
+    """A probe for each of the two tasks on speech, as in the paper's appendix A.2."""
+
+    phone: Probe = Probe(learning_rates=(1e-4,), epochs=20, batch_size=1024, initial="xavier")
+    speaker: Probe = Probe(learning_rates=(1e-3,), epochs=50, batch_size=64)
+
+    def of(self, task: str) -> Probe:
+        return self.phone if task == "phone" else self.speaker
 
 
 class CacheSettings(Settings):
@@ -165,6 +191,9 @@ class CacheSettings(Settings):
     )
     codec: Literal["none", "lz4", "zstd"] = free("lz4")
     views: int = Field(1, ge=1, description="augmentations stored for each training sample")
+    probe_splits: bool = free(
+        True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
+    )
 
 
 class Recipe(Settings):
@@ -176,7 +205,7 @@ class Recipe(Settings):
     objective: SerializeAsAny[ObjectiveSettings]
     optimiser: Optimiser = Optimiser()
     training: Training = Training()
-    probe: Probe = Probe()
+    probe: Probe | SpeechProbes = Probe()
     cache: CacheSettings = CacheSettings()
     method: MethodName = Field(
         "gim", description="how the network is trained; all but gim change other fields, as methods.py says"

@@ -142,7 +142,7 @@ def _replace(settings: Any, path: Sequence[str], value: Any, name: str) -> Any:
         raise RecipeError(f"there is no field {name!r}: {_nearest_field(settings, field, name)}")
     if rest:
         value = _replace(getattr(settings, field), rest, value, name)
-    elif isinstance(getattr(settings, field), Settings):
+    elif isinstance(getattr(settings, field), Settings) and value is not None:
         raise RecipeError(
             f"{name} is a group of fields: set one of them "
             f"({', '.join(f'{name}.{inner}' for inner in type(getattr(settings, field)).model_fields)})"

@@ -21,7 +21,8 @@ def collect(setup: Setup) -> dict[str, Any]:
     """Everything that the report shows.
 
     `stages`: a record a module, with its `curve` (a line an epoch: losses in nats). `trainings`: what each training
-    cost, be it of one module or of several. `probes`: by module. `caches`: bytes and layout. `recipe`: every setting.
+    cost, be it of one module or of several. `probes`: by module; `fixed_features`: those of features by hand.
+    `caches`: bytes and layout. `recipe`: every setting.
     """
     run = setup.run
     stages = []
@@ -46,6 +47,8 @@ def collect(setup: Setup) -> dict[str, Any]:
     caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
     parts = range(1, len(setup.holders) + 1)
     probes = [found for part in parts if (found := read_json(run.probe(part))) is not None]
+    features = setup.recipe.network.fixed_features()
+    fixed = [found for name in features if (found := read_json(run.probe(name))) is not None]
     return {
         "run": str(run.folder),
         "recipe": setup.recipe.model_dump(mode="json"),
@@ -61,6 +64,7 @@ def collect(setup: Setup) -> dict[str, Any]:
         "trainings": trainings(stages),
         "caches": caches,
         "probes": probes,
+        "fixed_features": fixed,
     }
 
 

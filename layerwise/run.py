@@ -52,8 +52,9 @@ class Run:
     def cache(self, number: int) -> Path:
         return self.caches / str(number)
 
-    def probe(self, number: int) -> Path:
-        return self.folder / "probes" / f"{number}.json"
+    def probe(self, of: int | str) -> Path:
+        """Of a module's representation, or of fixed features."""
+        return self.folder / "probes" / f"{of}.json"
 
     @property
     def report(self) -> Path:

@@ -140,6 +140,11 @@ class Split:
         return self._spec.shape
 
     @property
+    def longest(self) -> int | None:
+        """For ragged samples: the greatest length that the plan allowed; None for others."""
+        return self._spec.longest
+
+    @property
     def views(self) -> int:
         return self._spec.views
 

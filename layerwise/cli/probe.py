@@ -14,16 +14,26 @@ from layerwise.cli.common import Options, emit, options, setup_for
     type=click.IntRange(min=1),
     help="Whose representation to classify. Default: the last module's.",
 )
+@click.option("--fixed", is_flag=True, help="Classify features by hand instead (MFCC, for speech), to compare with.")
 @click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
 @options
-def command(number: int | None, fresh: bool, options: Options) -> None:
+def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> None:
     """Train a linear classifier on a module's frozen representation.
 
     The same is done on the untrained network of the same seed, to compare with.
     """
     with setup_for(options, purpose="probe") as setup:
-        from layerwise.probe import probe_module
+        from layerwise.errors import UsageError
+        from layerwise.probe import probe_fixed, probe_module
         from layerwise.render.tables import probe_table
 
+        if fixed:
+            results = probe_fixed(setup, fresh=fresh)
+            if not results:
+                raise UsageError(
+                    f"the recipe {setup.recipe.name!r} has no features by hand to compare with: leave out --fixed"
+                )
+            emit(options, {"probes": results}, lambda: probe_table(results))
+            return
         result = probe_module(setup, number or len(setup.holders), fresh=fresh)
         emit(options, result, lambda: probe_table([result]))

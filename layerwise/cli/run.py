@@ -33,4 +33,8 @@ def command(schedule: str | None, feed: str | None, fresh: bool, options: Option
         run_all(setup, fresh=fresh)
         results = collect(setup)
         page = write_report(results, setup.run.report)
-        emit(options, {**results, "report": str(page)}, lambda: probe_table(results["probes"], page))
+        emit(
+            options,
+            {**results, "report": str(page)},
+            lambda: probe_table([*results["probes"], *results["fixed_features"]], page),
+        )

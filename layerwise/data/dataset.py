@@ -17,12 +17,17 @@ from torch import Tensor
 
 IntArray = npt.NDArray[np.int64]
 
+UNKNOWN = -100
+"""The label of what has none: no loss and no probe counts it."""
+
 
 class Split(ABC):
     """Samples of one purpose."""
 
-    sample_shape: tuple[int, ...]
-    """Shape of one sample's input."""
+    sample_shape: tuple[int | None, ...]
+    """Shape of one sample's input. The last axis is None where samples differ in length, and are read one at a time."""
+    longest: int | None = None
+    """Length of the longest sample, where they differ."""
     ids: Sequence[str]
     """What each sample is called, for messages and caches."""
     labels: dict[str, IntArray]
@@ -34,6 +39,10 @@ class Split(ABC):
     @abstractmethod
     def batch(self, indices: IntArray, view: int | None) -> Tensor:
         """(len(indices), *sample_shape) float32 inputs on the CPU."""
+
+    def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
+        """Task to (len(indices),) labels, or (len(indices), positions) where each position has its own."""
+        return {task: values[indices] for task, values in self.labels.items()}
 
     @abstractmethod
     def manifest(self) -> str:

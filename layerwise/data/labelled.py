@@ -38,6 +38,8 @@ class Labelled(DatasetSettings):
                 f"the dataset {type(self.dataset).__name__} has no labelled samples to train on: choose a method that "
                 "needs none (gim, cpc, dim)"
             )
+        if None in labelled.sample_shape:  # whole recordings: training sees windows of them, and those have the labels
+            return every
         order = numpy_generator(0, "labelled").permutation(len(labelled))  # the same for every seed of the training
         held = int(len(order) * HELD_OUT)
         train, validation = Part(labelled, order[held:]), Part(labelled, order[:held])

@@ -34,6 +34,10 @@ class Module(nn.Module, ABC):
     """C' of `Encoded.c`: the size of the representation that a probe reads."""
     target_channels: int
     """C of `Encoded.z`: the size of what is predicted."""
+    channel_axis: int = 0
+    """Which axis of one sample's `output` counts channels; a quantised cache has a scale for each."""
+    hop: int | None = None
+    """Samples of a recording between neighbouring positions; None for what is no recording."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Encoded:

@@ -162,6 +162,8 @@ class Bottleneck(nn.Module):
 class ResidualModule(Module):
     """Consecutive residual blocks, after the patches and the first convolution where it is the first module."""
 
+    channel_axis = 1
+
     def __init__(
         self, blocks: Sequence[nn.Module], grid: tuple[int, int], stem: Stem | None, rectify: bool, channels: int
     ) -> None:

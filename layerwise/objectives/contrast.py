@@ -22,8 +22,12 @@ def contrast(context: Tensor, positive: Tensor, candidates: Tensor, negatives: T
         negatives: (N, K) integer indices into `candidates`.
     """
     own = (context * positive).sum(1, keepdim=True)
-    scores = torch.cat([own, _negative_scores(context, candidates, negatives)], 1)
-    return -F.log_softmax(at_least_float32(scores), 1)[:, 0].mean()
+    return surprise(own, _negative_scores(context, candidates, negatives))
+
+
+def surprise(own: Tensor, others: Tensor) -> Tensor:
+    """Mean of -log softmax of the first of each row's scores, in nats: `own` (..., 1) beside `others` (..., K)."""
+    return -F.log_softmax(at_least_float32(torch.cat([own, others], -1)), -1)[..., 0].mean()
 
 
 def _negative_scores(context: Tensor, candidates: Tensor, negatives: Tensor) -> Tensor:

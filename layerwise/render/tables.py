@@ -75,13 +75,15 @@ def probe_table(probes: Sequence[Mapping[str, Any]], report: Path | None = None)
     made = table("linear probes: test accuracy, %", "module", "task", "trained", "untrained")
     for probe in probes:
         for task, states in probe["tasks"].items():
-            made.add_row(
-                str(probe["module"]),
-                task,
-                f"{100 * states['trained']['accuracy']:.1f}",
-                f"{100 * states['untrained']['accuracy']:.1f}",
-            )
+            if "fixed" in states:
+                made.add_row(str(probe["module"]), task, "", _percent(states["fixed"]))
+            else:
+                made.add_row(str(probe["module"]), task, _percent(states["trained"]), _percent(states["untrained"]))
     show(made, *([f"report: {report}"] if report else []))
+
+
+def _percent(result: Mapping[str, Any]) -> str:
+    return f"{100 * result['accuracy']:.1f}"
 
 
 def status_table(found: Mapping[str, Any]) -> None:

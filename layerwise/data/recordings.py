@@ -1,0 +1,262 @@
+"""Samples that are recordings of speech, and the paper's way of looking at them (section 4.2).
+
+Training sees a random window of a recording; a probe sees all of it, so its samples differ in length. Recordings are
+read with `soundfile`, which decodes only the window that is asked for.
+
+Letters: N recordings, B batch, S samples of a waveform, L labels of a recording, one every 160 samples.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import torch
+from torch import Tensor
+
+from layerwise import optional
+from layerwise.data.dataset import UNKNOWN, IntArray, Split
+from layerwise.errors import DamagedData
+from layerwise.progress import SILENT, Progress
+from layerwise.seeding import numpy_generator
+
+RATE = 16_000  # Hz, of everything that a network sees
+HOP, SPAN = 160, 400  # samples from label to label, and samples that a label describes
+SHORTEST = 1_600  # samples; less is no utterance
+MARGIN = 160  # samples resampled beside a window, many times the length of the filter
+
+Waveform = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A file that was decoded from beginning to end without an error."""
+
+    id: str
+    path: Path
+    speaker: str
+    rate: int
+    """Hz, of the file."""
+    samples: int
+    """At 16 kHz."""
+    sha256: str
+    """Of the file."""
+
+    @property
+    def labels(self) -> int:
+        """L: labels that describe whole spans of it."""
+        return (self.samples - SPAN) // HOP + 1
+
+    def read(self, begin: int = 0, count: int | None = None) -> Waveform:
+        """(count,) samples from `begin` on, at 16 kHz, channels averaged; the same numbers as that part of the whole.
+
+        Raises:
+            DamagedData: the file is not what it was when it was opened.
+        """
+        count = self.samples - begin if count is None else count
+        old, new = self.rate // math.gcd(self.rate, RATE), RATE // math.gcd(self.rate, RATE)
+        first = 0 if old == new else max(begin - MARGIN, 0) // new * new  # a sample of the file begins with it
+        last = begin + count if old == new else begin + count + MARGIN
+        try:
+            with soundfile.SoundFile(self.path) as file:
+                file.seek(first // new * old)
+                values = file.read(-(-(last - first) * old // new), "float32", always_2d=True).mean(1)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise DamagedData(f"{self.path} could be read before and cannot be now: {error}") from error
+        if old != new:
+            functional = optional.torchaudio("recordings at other rates than 16 kHz").functional
+            values = functional.resample(torch.from_numpy(values), old, new).numpy()
+        window: Waveform = values[begin - first : begin - first + count]
+        if len(window) != count:
+            raise DamagedData(f"{self.path} has changed: it no longer has {self.samples} samples at 16 kHz")
+        return window
+
+
+def examine(
+    files: Mapping[str, tuple[Path, str]],
+    tolerated: int,
+    required: Callable[[soundfile.SoundFile], str | None] = lambda _: None,
+    progress: Progress = SILENT,
+) -> tuple[list[Recording], list[str]]:
+    """Decode every file, and tell good recordings from bad ones.
+
+    Args:
+        files: id to path and speaker.
+        tolerated: bad files that are only named.
+        required: what is wrong with a file that can be read, if anything.
+
+    Returns:
+        The good recordings in the order of `files`, and a line for each bad file.
+
+    Raises:
+        DamagedData: more files are bad than are tolerated; the message names them.
+    """
+    found = []
+    progress.begin("look through the recordings", len(files), "recordings")
+    with ThreadPoolExecutor(2) as pool:
+        for outcome in pool.map(lambda item: _examine(item[0], item[1][0], item[1][1], required), files.items()):
+            found.append(outcome)
+            progress.advance(1, 1, "")
+    progress.end()
+    bad = [line for line in found if isinstance(line, str)]
+    require_few(bad, tolerated, len(files))
+    return [recording for recording in found if isinstance(recording, Recording)], bad
+
+
+def require_few(bad: Sequence[str], tolerated: int, among: int) -> None:
+    """
+    Raises:
+        DamagedData: more recordings or alignments are bad than are tolerated.
+    """
+    if len(bad) > tolerated:
+        raise DamagedData(
+            f"{len(bad)} of {among} recordings or their alignments cannot be used, and dataset.unreadable tolerates "
+            f"{tolerated}: "
+            f"{'; '.join(bad[:5])}{'; …' if len(bad) > 5 else ''}"
+        )
+
+
+def _examine(
+    name: str, path: Path, speaker: str, required: Callable[[soundfile.SoundFile], str | None]
+) -> Recording | str:
+    try:
+        content = path.read_bytes()
+        if not content:
+            return f"{path} is empty"
+        with soundfile.SoundFile(io.BytesIO(content)) as file:
+            if (wrong := required(file)) is not None:
+                return f"{path} {wrong}"
+            values = file.read(dtype="float32", always_2d=True)
+            announced, rate = file.frames, file.samplerate
+    except (soundfile.SoundFileError, OSError) as error:
+        return f"{path} cannot be read: {str(error).rstrip('.')}"
+    if len(values) != announced:
+        return f"{path} is cut short: {len(values)} of {announced} samples"
+    if not np.isfinite(values).all():
+        return f"{path} holds values that are not finite"
+    samples = -(-len(values) * RATE // rate)
+    if samples < SHORTEST:
+        return f"{path} lasts {1000 * samples / RATE:.0f} ms, less than {1000 * SHORTEST / RATE:.0f}"
+    return Recording(name, path, speaker, rate, samples, hashlib.sha256(content).hexdigest())
+
+
+@dataclass(frozen=True)
+class Sound:
+    """How waveforms are standardised."""
+
+    mean: float
+    std: float
+
+    def tensor(self, waveforms: Sequence[Waveform]) -> Tensor:
+        """(B, 1, S)."""
+        return (torch.from_numpy(np.stack(waveforms)).unsqueeze(1) - self.mean) / self.std
+
+
+class Recordings(Split):
+    """What windows and whole utterances share: who speaks, and which phones."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        speakers: IntArray | None,
+        phones: Mapping[str, IntArray] | None,
+        sound: Sound,
+    ) -> None:
+        """
+        Args:
+            speakers: (N,) labels.
+            phones: id to (L,) labels; those of a recording that is not there are unknown. None: there is no such task.
+        """
+        self.recordings, self.phones, self.sound = recordings, phones, sound
+        self.ids = [recording.id for recording in recordings]
+        self.labels = {} if speakers is None else {"speaker": speakers}
+
+    def phones_of(self, recording: Recording) -> IntArray:
+        """(L,) labels, UNKNOWN where there are none."""
+        assert self.phones is not None
+        known = self.phones.get(recording.id, ())
+        return np.concatenate([known, np.full(recording.labels - len(known), UNKNOWN)]).astype(np.int64)
+
+    def manifest(self) -> str:
+        digest = hashlib.sha256()
+        for index, recording in enumerate(self.recordings):
+            speaker = [int(values[index]) for values in self.labels.values()]
+            digest.update(f"{recording.id} {recording.sha256} {speaker}\n".encode())
+            if self.phones is not None:
+                digest.update(self.phones_of(recording).tobytes())
+        return digest.hexdigest()
+
+
+class Windows(Recordings):
+    """A random window in each view, the middle of the recording in the evaluation view."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        speakers: IntArray | None,
+        phones: Mapping[str, IntArray] | None,
+        sound: Sound,
+        *,
+        window: int,
+        seed: int,
+    ) -> None:
+        super().__init__(recordings, speakers, phones, sound)
+        self.window, self.seed = window, seed
+        self.sample_shape = (1, window)
+
+    def batch(self, indices: IntArray, view: int | None) -> Tensor:
+        chosen = [self.recordings[int(index)] for index in indices]
+        return self.sound.tensor([recording.read(self._begin(recording, view), self.window) for recording in chosen])
+
+    def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
+        """Speakers (B,), and the phones of each window (B, L)."""
+        labels = super().labels_of(indices, view)
+        if self.phones is not None:
+            chosen = [self.recordings[int(index)] for index in indices]
+            labels["phone"] = np.stack([self._phones(recording, view) for recording in chosen])
+        return labels
+
+    def _phones(self, recording: Recording, view: int | None) -> IntArray:
+        first = self._begin(recording, view) // HOP
+        return self.phones_of(recording)[first : first + (self.window - SPAN) // HOP + 1]
+
+    def _begin(self, recording: Recording, view: int | None) -> int:
+        """First sample of the window, a multiple of the labels' distance."""
+        places = (recording.samples - self.window) // HOP + 1
+        if view is None:
+            return places // 2 * HOP
+        return int(numpy_generator(self.seed, "view", recording.id, view).integers(places)) * HOP
+
+
+class Utterances(Recordings):
+    """Whole recordings, which differ in length."""
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        speakers: IntArray | None,
+        phones: Mapping[str, IntArray] | None,
+        sound: Sound,
+    ) -> None:
+        super().__init__(recordings, speakers, phones, sound)
+        self.sample_shape = (1, None)
+        self.longest = max((recording.samples for recording in recordings), default=0)
+
+    def batch(self, indices: IntArray, view: int | None) -> Tensor:
+        assert len(indices) == 1, "recordings of differing length are read one at a time"
+        return self.sound.tensor([self.recordings[int(indices[0])].read()])
+
+    def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
+        """Speaker (1,), and the phones of the recording (1, L)."""
+        labels = super().labels_of(indices, view)
+        if self.phones is not None:
+            labels["phone"] = np.stack([self.phones_of(self.recordings[int(index)]) for index in indices])
+        return labels

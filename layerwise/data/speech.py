@@ -1,0 +1,143 @@
+"""Any folder of recordings, a sub-folder for each speaker; and how the recordings of any corpus become splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field
+
+from layerwise.data.dataset import IntArray, Splits
+from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
+from layerwise.errors import NotReady
+from layerwise.progress import SILENT, Progress
+from layerwise.recipe import DatasetSettings
+from layerwise.seeding import numpy_generator
+
+SUFFIXES = (".flac", ".wav", ".ogg")
+
+
+class SpeechSettings(DatasetSettings):
+    """What the datasets of recordings have in common."""
+
+    window: int = Field(20_480, ge=SHORTEST, description="samples at 16 kHz that training sees of a recording")
+    validation: float = Field(
+        0.05, gt=0, lt=1, description="part of the training recordings that is held out of stages"
+    )
+    unreadable: int = Field(
+        10, ge=0, description="recordings or alignments that may be damaged; they are named and left out"
+    )
+    recordings: int | None = Field(
+        None, ge=4, description="recordings taken for training, and of the test in proportion; None: all"
+    )
+    mean: float = Field(-0.00068, description="of the waveform, from -1 to 1")
+    std: float = Field(0.0630, gt=0)
+
+
+class Speech(SpeechSettings):
+    """FLAC, WAV or Ogg Vorbis below `--data-dir`, at any rate and with any number of channels.
+
+    The speaker is the first folder on the way to a recording.
+    """
+
+    test: float = Field(0.2, gt=0, lt=1, description="part of each speaker's recordings that the probe is judged on")
+
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
+        if data_dir is None or not data_dir.is_dir():
+            asked = "no --data-dir was given" if data_dir is None else f"{data_dir} is not a folder"
+            raise NotReady(f"{asked}: the recipe needs a folder of recordings, with one sub-folder for each speaker")
+        files = {}
+        for path in sorted(data_dir.rglob("*")):
+            if path.suffix.lower() in SUFFIXES and path.is_file():
+                place = path.relative_to(data_dir)
+                files[place.as_posix()] = (path, place.parts[0] if len(place.parts) > 1 else "")
+        if not files:
+            raise NotReady(f"{data_dir} holds no recordings ({', '.join(SUFFIXES)})")
+        recordings, bad = examine(files, self.unreadable, progress=progress)
+        train, test = divide(recordings, self.test)
+        return arrange(self, train, test, None, {}, seed, [f"left out: {line}" for line in bad])
+
+
+def divide(recordings: Sequence[Recording], part: float) -> tuple[list[Recording], list[Recording]]:
+    """A part of each speaker's recordings, chosen once and for all, and the others before it."""
+    by_speaker: dict[str, list[Recording]] = {}
+    for recording in recordings:
+        by_speaker.setdefault(recording.speaker, []).append(recording)
+    judged = set()
+    for speaker, own in by_speaker.items():
+        order = numpy_generator(0, "test", speaker).permutation(len(own))
+        judged |= {own[index].id for index in order[: min(max(round(len(own) * part), 1), len(own) - 1)]}
+    return [r for r in recordings if r.id not in judged], [r for r in recordings if r.id in judged]
+
+
+def arrange(
+    settings: SpeechSettings,
+    train: Sequence[Recording],
+    test: Sequence[Recording],
+    phones: Mapping[str, IntArray] | None,
+    classes: Mapping[str, int],
+    seed: int,
+    notes: Sequence[str] = (),
+) -> Splits:
+    """The splits of a corpus: windows to train on and to validate with, whole utterances to probe with.
+
+    Args:
+        phones: id to labels; None where the corpus has none.
+        classes: of the tasks beside the speakers.
+
+    Raises:
+        NotReady: there are too few recordings.
+    """
+    notes, sound = list(notes), Sound(settings.mean, settings.std)
+    if settings.recordings is not None:
+        share = settings.recordings / max(len(train), 1)
+        train, test = _some(train, settings.recordings), _some(test, max(round(len(test) * share), 1))
+    speakers = sorted({recording.speaker for recording in [*train, *test]})
+    known = len(speakers) > 1
+    unheard = {recording.speaker for recording in test} - {recording.speaker for recording in train}
+    if known and unheard:
+        notes.append(
+            f"{len(unheard)} of the test's speakers are not among those trained on: the speaker probe cannot name them"
+        )
+
+    def voices(chosen: Sequence[Recording]) -> IntArray | None:
+        return np.array([speakers.index(recording.speaker) for recording in chosen], np.int64) if known else None
+
+    def windows(chosen: Sequence[Recording]) -> Windows:
+        return Windows(chosen, voices(chosen), phones, sound, window=settings.window, seed=seed)
+
+    long = [recording for recording in train if recording.samples >= settings.window]
+    if len(long) < len(train):
+        some = ", ".join(recording.id for recording in train if recording.samples < settings.window)
+        notes.append(
+            f"{len(train) - len(long)} recordings are shorter than a window of {settings.window} samples; "
+            f"stages do not see them: {_short(some)}"
+        )
+    if len(long) < 2:
+        raise NotReady(
+            f"there are {len(long)} recordings of at least {settings.window / RATE:.2f} s to train on, two are needed: "
+            "add recordings, or shorten dataset.window"
+        )
+    held = min(max(round(len(long) * settings.validation), 1), len(long) - 1)
+    order = numpy_generator(0, "validation").permutation(len(long))
+    tasks = {**({"speaker": len(speakers)} if known else {}), **classes}
+    labelled = bool(tasks) and bool(test)
+    return Splits(
+        train=windows([long[index] for index in np.sort(order[held:])]),
+        validation=windows([long[index] for index in np.sort(order[:held])]),
+        probe=Utterances(train, voices(train), phones, sound) if labelled else None,
+        test=Utterances(test, voices(test), phones, sound) if labelled else None,
+        classes=tasks if labelled else {},
+        notes=tuple(notes),
+    )
+
+
+def _some(recordings: Sequence[Recording], count: int) -> list[Recording]:
+    """So many of them, in their order, the same for every seed of the training."""
+    order = numpy_generator(0, "recordings").permutation(len(recordings))[:count]
+    return [recordings[index] for index in np.sort(order)]
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 200 else text[:200] + "…"

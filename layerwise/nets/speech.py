@@ -1,0 +1,201 @@
+"""Strided convolutions on a waveform and a recurrent context, each a module (paper, section 4.2 and appendix A.2).
+
+Between modules a sample is `(C, T)`: T frames in time. The paper's five convolutions turn 20,480 samples into 4095,
+1023, 512, 257 and 128 frames (its Table 5 prints the last kernel as 1; these counts, and the published code, say 4).
+
+Letters: B batch, C channels, T frames, S samples of a waveform, H hidden units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import accumulate
+from operator import mul
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from layerwise import optional
+from layerwise.errors import RecipeError
+from layerwise.nets.module import Encoded, Module
+from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
+
+
+class Convolution(Settings):
+    """One layer, which is one module."""
+
+    kernel: int = Field(ge=1, description="frames read by each output frame")
+    stride: int = Field(1, ge=1, description="frames between neighbouring output frames")
+    padding: int = Field(0, ge=0, description="zero frames added at either end")
+
+    def frames(self, frames: int) -> int:
+        """Output frames for so many input frames; below 1 where the input is too short."""
+        return (frames + 2 * self.padding - self.kernel) // self.stride + 1
+
+
+class GRUContext(Settings):
+    """A recurrent context as the last module."""
+
+    hidden: int = Field(256, ge=1, description="units of the state, which is the representation")
+    bptt: bool = Field(True, description="false: no gradient from a step to the steps before it (paper, Table 4)")
+
+
+LABEL_HOP = 160  # samples: phones are labelled a hundred times a second
+PAPER_LAYERS = (
+    Convolution(kernel=10, stride=5, padding=2),
+    Convolution(kernel=8, stride=4, padding=2),
+    Convolution(kernel=4, stride=2, padding=2),
+    Convolution(kernel=4, stride=2, padding=2),
+    Convolution(kernel=4, stride=2, padding=1),
+)
+
+
+class SpeechEncoder(NetworkSettings):
+    """A module a convolution, and one for the context."""
+
+    channels: int = Field(512, ge=1, description="of every convolution")
+    layers: tuple[Convolution, ...] = Field(PAPER_LAYERS, min_length=1)
+    context: GRUContext | None = Field(
+        GRUContext(), description="none: the last convolution is the last module (paper, Table 4)"
+    )
+
+    @property
+    def has_context(self) -> bool:
+        return self.context is not None
+
+    def frames(self, samples: int) -> list[int]:
+        """T after each convolution."""
+        return list(accumulate(self.layers, lambda frames, layer: layer.frames(frames), initial=samples))[1:]
+
+    def modules(self, sample_shape: Shape) -> list[Module]:
+        if len(sample_shape) != 2 or sample_shape[0] != 1:
+            raise RecipeError(
+                f"SpeechEncoder reads waveforms (1, samples); the dataset gives samples of shape {sample_shape}"
+            )
+        if min(self.frames(sample_shape[1])) < 1:
+            raise RecipeError(
+                f"the convolutions turn the dataset's windows of {sample_shape[1]} samples into "
+                f"{self.frames(sample_shape[1])} frames: "
+                "take longer windows (dataset.window), or fewer or smaller layers"
+            )
+        hops = list(accumulate((layer.stride for layer in self.layers), mul))
+        widths = [1] + [self.channels] * len(self.layers)
+        modules: list[Module] = [
+            ConvolutionModule(inputs, outputs, layer, hop)
+            for inputs, outputs, layer, hop in zip(widths, widths[1:], self.layers, hops, strict=False)
+        ]
+        if self.context is not None:
+            modules.append(GRUModule(self.channels, self.context.hidden, self.context.bptt, hops[-1]))
+        return modules
+
+    def identity_through(self, number: int) -> dict[str, JsonValue]:
+        context = self.context if number > len(self.layers) else None
+        return {
+            "kind": type(self).__name__,
+            "channels": self.channels,
+            "layers": [layer.identity() for layer in self.layers[:number]],
+            "context": None if context is None else context.identity(),
+        }
+
+    def fixed_features(self) -> dict[str, Callable[[], Module]]:
+        return {"mfcc": MFCC}
+
+
+class ConvolutionModule(Module):
+    """A convolution and a ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, layer: Convolution, hop: int) -> None:
+        super().__init__()
+        self.convolution = nn.Conv1d(inputs, outputs, layer.kernel, layer.stride, layer.padding)
+        self.channels = self.target_channels = outputs
+        self.hop = hop
+
+    def forward(self, x: Tensor) -> Encoded:
+        """(B, C, T) to z = c = output: (B, C', T')."""
+        y = F.relu(self.convolution(x))
+        return Encoded(y, y, y)
+
+
+class GRUModule(Module):
+    """A gated recurrent unit (Cho et al. 2014) whose state, zero at first, is the context that predicts its inputs."""
+
+    def __init__(self, inputs: int, hidden: int, bptt: bool, hop: int) -> None:
+        super().__init__()
+        self.gru = nn.GRU(inputs, hidden, batch_first=True)
+        self.bptt = bptt
+        self.channels, self.target_channels = hidden, inputs
+        self.hop = hop
+
+    def forward(self, x: Tensor) -> Encoded:
+        """(B, C, T) to z: the input, c = output: (B, H, T)."""
+        steps = x.transpose(1, 2).contiguous()
+        states = self.gru(steps)[0] if self.bptt else steps_without_bptt(self.gru, steps)
+        c = states.transpose(1, 2)
+        return Encoded(x, c, c)
+
+
+def steps_without_bptt(gru: nn.GRU, x: Tensor) -> Tensor:
+    """(B, T, C) to states (B, T, H): the ordinary states, with the state before each step taken as a constant.
+
+    Equals a GRU cell stepped by hand with the state detached at each step, without the loop: all states come from one
+    ordinary pass without a graph, and one step for all (b, t) at once, each from the known state before it, carries the
+    gradient.
+    """
+    with torch.no_grad():
+        states: Tensor = gru(x)[0]
+    if not torch.is_grad_enabled():
+        return states
+    before = torch.cat([torch.zeros_like(states[:, :1]), states[:, :-1]], 1)
+    return torch.gru_cell(x.flatten(0, 1), before.flatten(0, 1), *gru.all_weights[0]).view_as(states)
+
+
+def at_labels(c: Tensor, hop: int | None, labels: int) -> Tensor:
+    """Frames (B, C, T) to one for each of `labels` labels (B, C, L), a label being LABEL_HOP samples.
+
+    There are more frames than labels, and both end together: frames are dropped from the front. Those that share a
+    label are averaged.
+    """
+    if hop is None or LABEL_HOP % hop:
+        raise RecipeError(
+            f"labels come every {LABEL_HOP} samples and the module's frames every {hop}: "
+            f"choose strides whose product divides {LABEL_HOP}"
+        )
+    share = LABEL_HOP // hop
+    if c.shape[2] < labels * share:
+        raise RecipeError(
+            f"{labels} labels of {share} frames each need {labels * share} frames, and the module gives {c.shape[2]}: "
+            "add padding to its convolutions"
+        )
+    last = c[:, :, c.shape[2] - labels * share :]
+    return last.reshape(*last.shape[:2], labels, share).mean(3)
+
+
+class MFCC(Module):
+    """Mel-frequency cepstral coefficients with their first and second differences: fixed features to compare with."""
+
+    COEFFICIENTS = 13
+    RATE, WINDOW, HOP, BANDS = 16_000, 400, 160, 40  # Hz, samples, samples, mel bands
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.channels = self.target_channels = 3 * self.COEFFICIENTS
+        self.hop = self.HOP
+        transforms = optional.torchaudio("MFCC features").transforms
+        spectrum = {
+            "n_fft": self.WINDOW,
+            "win_length": self.WINDOW,
+            "hop_length": self.HOP,
+            "n_mels": self.BANDS,
+            "center": False,
+        }
+        self.cepstrum: nn.Module = transforms.MFCC(self.RATE, self.COEFFICIENTS, log_mels=True, melkwargs=spectrum)
+        self.differences: nn.Module = transforms.ComputeDeltas()
+
+    def forward(self, x: Tensor) -> Encoded:
+        """Waveforms (B, 1, S) to z = c = output: (B, 39, (S - 400) // 160 + 1)."""
+        cepstrum = self.cepstrum(x.squeeze(1))
+        first = self.differences(cepstrum)
+        y = torch.cat([cepstrum, first, self.differences(first)], 1)
+        return Encoded(y, y, y)
