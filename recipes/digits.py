@@ -24,5 +24,5 @@ recipe = Recipe(
     optimiser=Optimiser(learning_rate=2e-3),
     training=Training(batch_size=32, epochs=15, patience=4, micro_batch=4),
     probe=Probe(learning_rates=(1e-3,), epochs=200, standardise=True),
-    cache=CacheSettings(dtype="float32"),
+    cache=CacheSettings(dtype="uint8"),
 )
