@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from layerwise.data.labelled import Labelled
+from layerwise.data.parts import Labelled
 from layerwise.errors import RecipeError
 from layerwise.nets.merged import Merged
 from layerwise.nets.pixelcnn import PixelCNN

@@ -96,6 +96,10 @@ class NetworkSettings(Settings, ABC):
         """Whether the last module aggregates a context over positions: end-to-end prediction then needs no other."""
         return False
 
+    def scaled(self, scale: float) -> NetworkSettings:
+        """The same network with about `scale` times the work a sample; itself where it cannot be made smaller."""
+        return self
+
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
         return self.identity()
@@ -209,6 +213,9 @@ class Recipe(Settings):
     cache: CacheSettings = CacheSettings()
     method: MethodName = Field(
         "gim", description="how the network is trained; all but gim change other fields, as methods.py says"
+    )
+    scale: float = Field(
+        1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out, as scale.py says"
     )
     schedule: Literal["iterative", "simultaneous"] = Field(
         "iterative", description="one module after another, or all in each step"

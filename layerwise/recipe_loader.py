@@ -50,7 +50,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe as it is trained: loaded, overridden, and changed by its method.
+    """The recipe as it is trained: loaded, overridden, shrunk by its scale and changed by its method.
 
     An override names a field of the recipe, or else one that the method brings (`objective.task`,
     `network.context.layers`).
@@ -59,6 +59,7 @@ def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: no such recipe, field or value.
     """
     from layerwise.methods import with_method
+    from layerwise.scale import with_scale
 
     recipe, later = load_recipe(source), []
     for override in overrides:
@@ -66,7 +67,7 @@ def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
             recipe = apply_overrides(recipe, [override])
         else:
             later.append(override)
-    return apply_overrides(with_method(recipe, recipe.method), later)
+    return apply_overrides(with_method(with_scale(recipe, recipe.scale), recipe.method), later)
 
 
 def _has_field(settings: Any, path: Sequence[str]) -> bool:

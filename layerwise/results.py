@@ -12,7 +12,7 @@ import activation_cache
 from layerwise.caching import cache_key, cached, describe_cache
 from layerwise.errors import NotReady
 from layerwise.frozen import stage_record
-from layerwise.run import read_lines
+from layerwise.run import Run, read_lines
 from layerwise.setup import Setup
 from layerwise.storage import read_json
 
@@ -30,20 +30,8 @@ def collect(setup: Setup) -> dict[str, Any]:
         record = stage_record(setup, number)
         if record is None:
             continue
-        together = record["trained_with"]
-        position = together.index(number)
-        curve = [
-            {
-                "epoch": line["epoch"],
-                "step": line["step"],
-                "loss": line["loss"][position],
-                "validation_loss": line["validation_loss"][position],
-            }
-            for line in read_lines(run.training(together) / "metrics.jsonl")
-        ]
-        stages.append(
-            {"module": number, **{name: value for name, value in record.items() if name != "made_from"}, "curve": curve}
-        )
+        told = {name: value for name, value in record.items() if name != "made_from"}
+        stages.append({"module": number, **told, "curve": curve(run, record, number)})
     caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
     parts = range(1, len(setup.holders) + 1)
     probes = [found for part in parts if (found := read_json(run.probe(part))) is not None]
@@ -66,6 +54,21 @@ def collect(setup: Setup) -> dict[str, Any]:
         "probes": probes,
         "fixed_features": fixed,
     }
+
+
+def curve(run: Run, record: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
+    """Epoch, step, and the losses of a module (nats), a line an epoch, from the log of the training it was part of."""
+    together = record["trained_with"]
+    position = together.index(number)
+    return [
+        {
+            "epoch": line["epoch"],
+            "step": line["step"],
+            "loss": line["loss"][position],
+            "validation_loss": line["validation_loss"][position],
+        }
+        for line in read_lines(run.training(together) / "metrics.jsonl")
+    ]
 
 
 def trainings(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -92,9 +92,10 @@ class Run:
 
 
 def run_name(recipe: Recipe) -> str:
-    """The folder's default name: another method or schedule of a recipe has a run of its own."""
+    """The folder's default name: another method, schedule or scale of a recipe has a run of its own."""
     method = "" if recipe.method == "gim" else f"-{recipe.method}"
-    return f"{recipe.name}{method}" + ("" if recipe.schedule == "iterative" else f"-{recipe.schedule}")
+    schedule = "" if recipe.schedule == "iterative" else f"-{recipe.schedule}"
+    return f"{recipe.name}{method}{schedule}" + ("" if recipe.scale == 1 else f"-scale{recipe.scale:g}")
 
 
 def open_run(folder: Path, recipe: Recipe) -> Run:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -114,6 +114,18 @@ def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:
 
 def run_all(setup: Setup, *, fresh: bool = False) -> None:
     """Every stage, the cache that the next one reads, and the probes; what is done already is skipped."""
+    for number in train_all(setup, fresh=fresh):
+        for part, holder in enumerate(setup.holders, 1):
+            if holder == number:
+                probe_module(setup, part)
+    try:
+        probe_fixed(setup)
+    except NotReady as error:  # the library of a comparison is missing: no reason to withhold the results
+        setup.progress.note(f"left out: {error}")
+
+
+def train_all(setup: Setup, *, fresh: bool = False) -> Iterator[int]:
+    """Every stage and the cache that the next one reads; the number of each module once it is frozen."""
     iterative = setup.recipe.schedule == "iterative"
     if not iterative:
         run_together(setup, fresh=fresh)
@@ -122,10 +134,4 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
             run_stage(setup, number, fresh=fresh)
             if setup.recipe.feed == "cache" and number < setup.depth and not cached(setup, number):
                 write_cache(setup, number)
-        for part, holder in enumerate(setup.holders, 1):
-            if holder == number:
-                probe_module(setup, part)
-    try:
-        probe_fixed(setup)
-    except NotReady as error:  # the library of a comparison is missing: no reason to withhold the results
-        setup.progress.note(f"left out: {error}")
+        yield number

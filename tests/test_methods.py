@@ -12,7 +12,7 @@ import torch
 
 from layerwise.caching import write_cache
 from layerwise.cli.common import METHODS as OFFERED
-from layerwise.data.labelled import Labelled
+from layerwise.data.parts import Labelled
 from layerwise.errors import RecipeError, UsageError
 from layerwise.feeds import Batch
 from layerwise.methods import METHODS, with_method

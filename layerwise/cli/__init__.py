@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, probe, recipes, run, stage, status, verify
+from layerwise.cli import cache, probe, recipes, reproduce, run, stage, status, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,5 +25,5 @@ def main() -> None:
     """
 
 
-for module in (run, stage, cache, probe, status, verify, recipes):
+for module in (run, stage, cache, probe, status, verify, reproduce, recipes):
     main.add_command(module.command)

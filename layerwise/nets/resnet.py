@@ -9,6 +9,7 @@ Letters: B batch, P = rows x columns patches, C channels, h, w height and width 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
@@ -78,6 +79,15 @@ class PatchResNet(NetworkSettings):
             if end < len(plan):
                 blocks[end].input_is_rectified = rectify
         return modules
+
+    def scaled(self, scale: float) -> PatchResNet:
+        """Channels times the root of `scale`, since the work of a convolution grows with their square."""
+
+        def width(channels: int) -> int:
+            return max(4, 4 * round(channels * math.sqrt(scale) / 4))
+
+        groups = tuple(group.model_copy(update={"channels": width(group.channels)}) for group in self.groups)
+        return self.model_copy(update={"groups": groups, "stem_channels": width(self.stem_channels)})
 
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         plan = self._blocks()

@@ -96,7 +96,7 @@ def _curves(stages: Sequence[Mapping[str, Any]]) -> Picture:
     def draw(theme: Theme) -> Figure:
         columns = 2 if len(stages) == 4 else min(len(stages), COLUMNS)
         rows = -(-len(stages) // columns)
-        figure, every = _panels(rows, columns, 3.1 * rows + 0.4, one_scale=True)
+        figure, every = panels(rows, columns, 3.1 * rows + 0.4, one_scale=True)
         for axes, stage in zip(every, stages, strict=False):
             _curve(axes, stage, theme)
         for axes in every[len(stages) :]:
@@ -147,7 +147,7 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> Picture:
     }
 
     def draw(theme: Theme) -> Figure:
-        figure, every = _panels(1, len(tasks), 3.8)
+        figure, every = panels(1, len(tasks), 3.8)
         for axes, task in zip(every, tasks, strict=True):
             _accuracies(axes, task, points[task], theme)
         every[0].set_ylabel("test accuracy (%)")
@@ -205,7 +205,7 @@ def _costs(results: Mapping[str, Any]) -> Picture:
 
     def draw(theme: Theme) -> Figure:
         most = max(len(trainings), len(caches))
-        figure, every = _panels(1, 3, max(2.6, 0.42 * most + 1.4))
+        figure, every = panels(1, 3, max(2.6, 0.42 * most + 1.4))
         _bars(every[0], names, peaks, "peak memory", unit_of_bytes(peaks), size, theme.first, most, theme)
         if kinds:
             every[0].set_title(f"peak memory, {' and '.join(sorted(kinds))}")
@@ -255,7 +255,7 @@ def _bars(
     axes.tick_params(axis="y", length=0)
 
 
-def _panels(rows: int, columns: int, height: float, *, one_scale: bool = False) -> tuple[Figure, list[Axes]]:
+def panels(rows: int, columns: int, height: float, *, one_scale: bool = False) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(WIDTH, height), layout="constrained")

@@ -1,16 +1,13 @@
-"""Another dataset's labelled samples, to train on: what the supervised methods see.
-
-The self-supervised methods train on `train`, labelled or not; the supervised ones on the samples that the linear
-probe learns from, in augmented views, with a fifth held out to tell when they have converged (paper, section 4.1 and
-appendix A.1).
-"""
+"""Datasets made of another dataset's samples: the labelled ones alone, or a fraction of all."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from pathlib import Path
 
-from pydantic import SerializeAsAny
+import numpy as np
+from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
 from layerwise.data.dataset import IntArray, Split, Splits
@@ -19,11 +16,16 @@ from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
 
-HELD_OUT = 0.2  # of the labelled samples
+HELD_OUT = 0.2  # of the labelled samples, as the paper holds out for its classifiers (appendix A.1)
+FEWEST = 64  # samples of a split that a fraction keeps, where there are so many
 
 
 class Labelled(DatasetSettings):
-    """Train on the labelled samples alone."""
+    """Train on the labelled samples alone: what the supervised methods see.
+
+    The self-supervised methods train on `train`, labelled or not; the supervised ones on the samples that the linear
+    probe learns from, in augmented views, with a fifth held out to tell when they have converged.
+    """
 
     dataset: SerializeAsAny[DatasetSettings]
 
@@ -40,10 +42,37 @@ class Labelled(DatasetSettings):
             )
         if None in labelled.sample_shape:  # whole recordings: training sees windows of them, and those have the labels
             return every
-        order = numpy_generator(0, "labelled").permutation(len(labelled))  # the same for every seed of the training
+        order = _shuffled(len(labelled), "labelled")
         held = int(len(order) * HELD_OUT)
         train, validation = Part(labelled, order[held:]), Part(labelled, order[:held])
         return Splits(train, validation, labelled, every.test, every.classes, every.notes)
+
+
+class Fraction(DatasetSettings):
+    """The same fraction of every split, to try things out on."""
+
+    dataset: SerializeAsAny[DatasetSettings]
+    share: float = Field(
+        gt=0, le=1, description="of the samples of each split; no fewer than 64 where there are so many"
+    )
+
+    def expects(self) -> tuple[Shape, dict[str, int]] | None:
+        return self.dataset.expects()
+
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
+        every = self.dataset.open(data_dir, download=download, seed=seed, progress=progress)
+
+        def part(split: Split, name: str) -> Split:
+            kept = max(math.ceil(len(split) * self.share), min(len(split), FEWEST))
+            return Part(split, np.sort(_shuffled(len(split), name)[:kept]))
+
+        parts = {name: part(split, name) for name, split in every.named().items()}
+        return Splits(**parts, classes=every.classes, notes=(*every.notes, f"{self.share:.3g} of the samples"))
+
+
+def _shuffled(count: int, purpose: str) -> IntArray:
+    """The dataset's own order: the same for every seed of the training."""
+    return numpy_generator(0, purpose).permutation(count)
 
 
 class Part(Split):

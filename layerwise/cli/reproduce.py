@@ -1,0 +1,68 @@
+"""layerwise reproduce"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from layerwise.cli.common import Options, emit, options, pick_device, stop_on_signal
+
+WHAT = ("table1", "table2", "table3", "table4", "figure2", "figure3", "figure4")
+
+
+@click.command(name="reproduce")
+@click.argument("what", type=click.Choice(WHAT))
+@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), help="Shrink samples, epochs and channels.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each row.")
+@click.option("--fresh", is_flag=True, help="Train everything again.")
+@options
+def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Options) -> None:
+    """Train what a table or figure of the paper shows, and put ours beside the paper's.
+
+    Rows that are finished are skipped. Writes JSON, Markdown and a picture beside the runs (--run-dir, or
+    runs/reproduce-RECIPE). The default recipe is the one that follows the paper, which takes days of one GPU;
+    --recipe digits shows the same on two cores in minutes, and --scale makes any recipe smaller.
+    """
+    from layerwise.errors import UsageError
+    from layerwise.recipe_loader import resolve_recipe
+    from layerwise.render.progress import console_progress
+    from layerwise.render.reproduction import show_reproduction, write_reproduction
+    from layerwise.reproduce import Ground, reproduce
+    from layerwise.run import RUNS, run_name
+
+    if options.method is not None:
+        raise UsageError("reproduce trains every method of a table: leave out --method")
+    if scale is not None:
+        options = options.override(scale=scale)
+    source = options.recipe or DEFAULTS[what]
+    source = str(Path(source).resolve()) if source.endswith(".py") else source
+    root = options.run_dir or RUNS / f"reproduce-{run_name(resolve_recipe(source, options.set))}"
+    with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
+        ground = Ground(
+            source=source,
+            overrides=options.set,
+            root=root,
+            seeds=seeds,
+            device=pick_device(options.device),
+            data_dir=options.data_dir,
+            download=options.download,
+            fresh=fresh,
+            progress=progress,
+            should_stop=should_stop,
+        )
+        result = reproduce(ground, what)
+    files = write_reproduction(what, result, root)
+    emit(options, {**result, "files": [str(file) for file in files]}, lambda: show_reproduction(what, result, files))
+
+
+DEFAULTS = {
+    "table1": "stl10",
+    "table2": "stl10",
+    "table3": "librispeech",
+    "table4": "librispeech",
+    "figure2": "stl10",
+    "figure3": "stl10",
+    "figure4": "librispeech",
+}

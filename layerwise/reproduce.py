@@ -1,0 +1,230 @@
+"""The paper's tables and figures anew: every row trained by its method, ours beside the paper's.
+
+The trainings lie side by side in one folder, and tables and figures share them. What is finished is skipped.
+
+    ROOT/
+      gim-simultaneous-seed0/     a run, as any other
+      table1.json table1.md table1.png
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from layerwise.errors import UsageError
+from layerwise.frozen import require_stage
+from layerwise.paper import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
+from layerwise.patches import exciting_patches
+from layerwise.probe import probe_module
+from layerwise.progress import Progress
+from layerwise.recipe import Recipe
+from layerwise.recipe_loader import resolve_recipe
+from layerwise.results import curve
+from layerwise.run import open_run
+from layerwise.schedule import train_all
+from layerwise.setup import Setup
+
+
+@dataclass(frozen=True)
+class Ground:
+    """What all trainings of a reproduction share."""
+
+    source: str
+    """The recipe, a name or a path."""
+    overrides: tuple[str, ...]
+    """Of the recipe, as --set takes them; the scale among them."""
+    root: Path
+    seeds: int
+    device: torch.device
+    data_dir: Path | None
+    download: bool
+    fresh: bool
+    progress: Progress
+    should_stop: Callable[[], bool]
+
+    @property
+    def recipe(self) -> Recipe:
+        """As its file and the overrides give it."""
+        return resolve_recipe(self.source, self.overrides)
+
+    def all_seeds(self) -> range:
+        first = self.recipe.seed
+        return range(first, first + self.seeds)
+
+    def facts(self) -> dict[str, Any]:
+        """What a reader of any figure must know."""
+        recipe = self.recipe
+        return {"recipe": recipe.name, "scale": recipe.scale, "seeds": list(self.all_seeds()), "set": self.overrides}
+
+    @contextmanager
+    def trained(self, training: Training, seed: int) -> Iterator[Setup]:
+        """The finished training, held while the block reads from it."""
+        own = (f"method={training.method}", f"schedule={training.schedule}", f"seed={seed}", *training.changes)
+        overrides = (*self.overrides, *own)
+        recipe = resolve_recipe(self.source, overrides)
+        folder = self.root / f"{training.key}-seed{seed}"
+        run = open_run(folder, recipe)
+        setup = Setup(run, self.device, self.data_dir, self.download, self.progress, self.should_stop)
+        with run.locked("reproduce"):
+            run.follow(self.source, overrides)
+            for _ in train_all(setup, fresh=self.fresh):
+                pass
+            yield setup
+
+
+def table(ground: Ground, paper: PaperTable) -> dict[str, Any]:
+    """Every row of a table: the accuracies (%) of each seed, their mean and deviation, and the difference to the paper.
+
+    Raises:
+        UsageError: the recipe's dataset lacks a task of the table.
+    """
+    rows, notes, dataset = [], {}, ""
+    for number, row in enumerate(paper.rows, 1):
+        ground.progress.note(f"row {number} of {len(paper.rows)}: {row.title}")
+        cells = {}
+        for task, cell in row.cells.items():
+            found = [_judge(ground, cell, task, seed) for seed in ground.all_seeds()]
+            name = found[0]["task"]
+            notes.update(dict.fromkeys(found[0]["notes"]))
+            dataset = found[0]["dataset"]
+            cells[name] = compare([one["accuracy"] for one in found], cell.paper, cell.deviation)
+            cells[name]["seconds"] = statistics.fmean(one["seconds"] for one in found)
+            cells[name]["epochs"] = [one["epochs"] for one in found]
+        rows.append({"title": row.title, "note": row.note, "cells": cells})
+    facts = ground.facts()
+    facts["notes"] = list(notes)
+    facts["dataset"] = dataset
+    return {"title": paper.title, "paper_dataset": paper.dataset, "paper_recipe": paper.recipe, **facts, "rows": rows}
+
+
+def compare(ours: Sequence[float], paper: float | None, deviation: float | None = None) -> dict[str, Any]:
+    """Mean and standard deviation (of the sample; None for one value) beside the paper's, and the difference."""
+    mean = statistics.fmean(ours)
+    return {
+        "ours": list(ours),
+        "mean": mean,
+        "deviation": statistics.stdev(ours) if len(ours) > 1 else None,
+        "paper": paper,
+        "paper_deviation": deviation,
+        "difference": None if paper is None else mean - paper,
+    }
+
+
+def _judge(ground: Ground, cell: Cell, task: str, seed: int) -> dict[str, Any]:
+    with ground.trained(cell.training, seed) as setup:
+        found = probe_module(setup, len(setup.holders))
+        name = choose_task(setup, task)
+        return {
+            "task": name,
+            "accuracy": 100 * found["tasks"][name]["trained"]["accuracy"],
+            "notes": setup.facts.notes,
+            "dataset": type(ground.recipe.dataset).__name__,
+            **_cost(setup),
+        }
+
+
+def choose_task(setup: Setup, task: str) -> str:
+    """The named task, or the dataset's first where there is no name.
+
+    Raises:
+        UsageError: the dataset has no such labels.
+    """
+    tasks = list(setup.facts.classes)
+    name = task or next(iter(tasks), "")
+    if name not in tasks:
+        raise UsageError(
+            f"this needs labels for {task or 'some task'}, and the dataset of {setup.recipe.name!r} has "
+            f"{', '.join(tasks) or 'none'}: choose another --recipe"
+        )
+    return name
+
+
+def _cost(setup: Setup) -> dict[str, Any]:
+    """Seconds of training, over all modules, and epochs of each."""
+    records = {tuple(record["trained_with"]): record for record in _records(setup)}
+    return {
+        "seconds": sum(record["seconds"] for record in records.values()),
+        "epochs": [record["epochs"] for record in records.values()],
+    }
+
+
+def _records(setup: Setup) -> list[dict[str, Any]]:
+    return [require_stage(setup, number) for number in range(1, setup.depth + 1)]
+
+
+def training_curves(ground: Ground) -> dict[str, Any]:
+    """Figure 3: the losses of each module, epoch by epoch, trained with all others or one after another."""
+    modules: dict[int, dict[str, list[Any]]] = {}
+    for schedule in ("simultaneous", "iterative"):
+        for seed in ground.all_seeds():
+            with ground.trained(Training("gim", schedule), seed) as setup:
+                for number, record in enumerate(_records(setup), 1):
+                    lines = modules.setdefault(number, {}).setdefault(schedule, [])
+                    lines.append(curve(setup.run, record, number))
+    found = [{"module": number, **by_schedule} for number, by_schedule in modules.items()]
+    return {"title": "Figure 3: training and validation curves of each module", **ground.facts(), "modules": found}
+
+
+PAPER_SPEAKER_ERRORS = {"gim": 100 - 99.4, "cpc": 100 - 99.6, "supervised": 100 - 98.9}
+"""%, of the last module (the paper's Table 3); its Figure 4 shows the others without numbers."""
+
+
+def errors_by_layer(ground: Ground) -> dict[str, Any]:
+    """Figure 4: the error (%) of a linear classifier on each module's representation, by method.
+
+    Speakers where the dataset has them, else its first task.
+    """
+    lines, task = [], ""
+    for training in (GIM, CPC, SUPERVISED):
+        by_module: dict[int, list[float]] = {}
+        for seed in ground.all_seeds():
+            with ground.trained(_for_speakers(ground, training), seed) as setup:
+                task = "speaker" if "speaker" in setup.facts.classes else choose_task(setup, "")
+                for part in range(1, len(setup.holders) + 1):
+                    accuracy = probe_module(setup, part)["tasks"][task]["trained"]["accuracy"]
+                    by_module.setdefault(part, []).append(100 * (1 - accuracy))
+        paper = PAPER_SPEAKER_ERRORS[training.method] if task == "speaker" else None
+        points = [{"module": part, **compare(errors, None)} for part, errors in by_module.items()]
+        lines.append({"method": training.method, "points": points, "paper_last": paper})
+    return {
+        "title": "Figure 4: error of a linear classifier by module",
+        "task": task,
+        **ground.facts(),
+        "methods": lines,
+    }
+
+
+def _for_speakers(ground: Ground, training: Training) -> Training:
+    with_speakers = training.method == "supervised" and ground.recipe.network.has_context
+    return Training(training.method, training.schedule, ("objective.task=speaker",)) if with_speakers else training
+
+
+def patches_of_neurons(ground: Ground) -> dict[str, Any]:
+    """Figure 2: the patches that excite chosen neurons of each module most."""
+    with ground.trained(GIM, ground.recipe.seed) as setup:
+        modules = exciting_patches(setup, NEURONS)
+    return {"title": "Figure 2: patches that excite a neuron most", **ground.facts(), "modules": modules}
+
+
+NEURONS = 8  # shown of each module
+
+
+def reproduce(ground: Ground, what: str) -> dict[str, Any]:
+    """A table or figure by the name that the command line gives it, as plain numbers."""
+    if what in TABLES:
+        return table(ground, TABLES[what])
+    return FIGURES[what](ground)
+
+
+FIGURES: Mapping[str, Callable[[Ground], dict[str, Any]]] = {
+    "figure2": patches_of_neurons,
+    "figure3": training_curves,
+    "figure4": errors_by_layer,
+}

@@ -1,0 +1,23 @@
+"""A recipe made small, to see in minutes whether its parts fit together. Its figures are not those of the recipe."""
+
+from __future__ import annotations
+
+import math
+
+from layerwise.data.parts import Fraction
+from layerwise.recipe import Recipe
+
+
+def with_scale(recipe: Recipe, scale: float) -> Recipe:
+    """Fewer samples, epochs and channels, each so that the work is `scale` times what it was: `scale` cubed in all."""
+    if scale == 1:
+        return recipe
+    return recipe.model_copy(
+        update={
+            "scale": scale,
+            "dataset": Fraction(dataset=recipe.dataset, share=scale),
+            "network": recipe.network.scaled(scale),
+            "training": recipe.training.model_copy(update={"epochs": math.ceil(recipe.training.epochs * scale)}),
+            "probe": recipe.probe.model_copy(update={"epochs": math.ceil(recipe.probe.epochs * scale)}),
+        }
+    )
