@@ -75,19 +75,18 @@ def _strongest(setup: Setup, split: str) -> tuple[list[Tensor], list[Tensor]]:
 
 
 def _selective(strength: Tensor, count: int) -> list[int]:
-    """The neurons whose favourites stand out most from the other pictures, each with favourites of its own."""
+    """The neurons whose favourites stand out most from the other pictures; first those with favourites of their own."""
     best = strength.topk(min(SHOWN, len(strength)), 0)
     standing = (best.values[-1] - strength.mean(0)) / strength.std(0).clamp_min(1e-12)
+    ranked = standing.argsort(descending=True).tolist()
     chosen: list[int] = []
     seen: set[int] = set()
-    for neuron in standing.argsort(descending=True).tolist():
+    for neuron in ranked:
         favourites = set(best.indices[:, neuron].tolist())
         if len(favourites & seen) < SHOWN // 2:
             chosen.append(neuron)
             seen |= favourites
-        if len(chosen) == count:
-            break
-    return chosen
+    return [*chosen, *(neuron for neuron in ranked if neuron not in chosen)][:count]
 
 
 def _patches(

@@ -1,0 +1,98 @@
+"""`layerwise reproduce`: every row trained once, ours beside the paper's, and loud about what is not comparable."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from layerwise.cli import main
+
+RECIPE = Path(__file__).parents[1] / "tiny_recipe.py"
+TITLES = [
+    "Deep InfoMax",
+    "Predsim",
+    "Randomly initialized",
+    "Supervised",
+    "Greedy Supervised",
+    "CPC",
+    "Greedy InfoMax (GIM)",
+    "GIM, iterative",
+]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("reproduce")
+
+
+def reproduce(root: Path, *arguments: str) -> Result:
+    given = ["reproduce", *arguments, "--recipe", str(RECIPE), "--run-dir", str(root), "--set", "training.epochs=1"]
+    return CliRunner().invoke(main, [*given, "--json"], catch_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def table1(root: Path) -> Result:
+    return reproduce(root, "table1", "--seeds", "2")
+
+
+def test_every_row_is_filled_over_all_seeds(table1: Result, root: Path) -> None:
+    result = json.loads(table1.stdout)
+    assert [row["title"] for row in result["rows"]] == TITLES
+    for row in result["rows"]:
+        cell = row["cells"]["class"]
+        assert len(cell["ours"]) == 2
+        assert cell["mean"] == pytest.approx(sum(cell["ours"]) / 2)
+        assert cell["deviation"] == pytest.approx(abs(cell["ours"][0] - cell["ours"][1]) / 2**0.5)
+        assert cell["difference"] == pytest.approx(cell["mean"] - cell["paper"])
+    page = (root / "table1.md").read_text()
+    assert all(title in page for title in TITLES)
+    assert "OTHER DATA" in page
+    assert "81.9 ± 0.3" in page
+    assert Image.open(root / "table1.png").size[0] > 1000
+
+
+def test_what_is_finished_is_skipped(table1: Result, root: Path) -> None:
+    records = sorted(root.glob("*/stages/*/stage.json"))
+    before = {record: record.stat().st_mtime_ns for record in records}
+    assert len(before) == 2 * (3 * 5 + 3)  # five stacks of three modules, three merged ones, two seeds
+    again = reproduce(root, "table1", "--seeds", "2")
+    assert json.loads(again.stdout)["rows"] == json.loads(table1.stdout)["rows"]
+    assert {record: record.stat().st_mtime_ns for record in sorted(root.glob("*/stages/*/stage.json"))} == before
+
+
+@pytest.mark.parametrize("figure", ["figure2", "figure3", "figure4"])
+def test_figures_take_the_tables_trainings(figure: str, table1: Result, root: Path) -> None:
+    runs = sorted(path.name for path in root.iterdir() if path.is_dir())
+    result = json.loads(reproduce(root, figure, "--seeds", "2").stdout)
+    assert sorted(path.name for path in root.iterdir() if path.is_dir()) == runs
+    assert Image.open(root / f"{figure}.png").size[0] > 1000
+    assert (root / f"{figure}.md").read_text().startswith("# Figure")
+    if figure == "figure3":
+        first = result["modules"][0]
+        assert first["simultaneous"] == first["iterative"]  # nothing differs for the first module, to the bit
+        assert result["modules"][2]["simultaneous"] != result["modules"][2]["iterative"]
+    if figure == "figure4":
+        assert [line["method"] for line in result["methods"]] == ["gim", "cpc", "supervised"]
+        assert [point["module"] for point in result["methods"][1]["points"]] == [1, 2, 3]
+    if figure == "figure2":
+        for module in result["modules"]:
+            for neuron in module["neurons"]:
+                assert len({patch["sample"] for patch in neuron["patches"]}) == 4
+                strengths = [patch["activation"] for patch in neuron["patches"]]
+                assert strengths == sorted(strengths, reverse=True)
+
+
+def test_a_scale_is_said_loudly(tmp_path: Path) -> None:
+    result = json.loads(reproduce(tmp_path, "figure3", "--scale", "0.5").stdout)
+    assert result["scale"] == 0.5
+    assert "SCALED DOWN to 0.5" in (tmp_path / "figure3.md").read_text()
+
+
+def test_a_table_of_speech_asks_for_a_recipe_of_speech(tmp_path: Path) -> None:
+    result = reproduce(tmp_path, "table3")
+    assert result.exit_code == 2
+    assert "phone" in json.loads(result.stdout)["message"]
