@@ -22,7 +22,7 @@ from layerwise.errors import UsageError
 from layerwise.frozen import require_stage
 from layerwise.paper import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
 from layerwise.patches import exciting_patches
-from layerwise.probe import probe_module
+from layerwise.probe import probe_fixed, probe_module
 from layerwise.progress import Progress
 from layerwise.recipe import Recipe
 from layerwise.recipe_loader import resolve_recipe
@@ -119,11 +119,15 @@ def compare(ours: Sequence[float], paper: float | None, deviation: float | None 
 
 def _judge(ground: Ground, cell: Cell, task: str, seed: int) -> dict[str, Any]:
     with ground.trained(cell.training, seed) as setup:
-        found = probe_module(setup, len(setup.holders))
         name = choose_task(setup, task)
+        if cell.features is None:
+            accuracy = probe_module(setup, len(setup.holders))["tasks"][name]["trained"]["accuracy"]
+        else:
+            fixed = {found["module"]: found for found in probe_fixed(setup)}
+            accuracy = fixed[cell.features]["tasks"][name]["fixed"]["accuracy"]
         return {
             "task": name,
-            "accuracy": 100 * found["tasks"][name]["trained"]["accuracy"],
+            "accuracy": 100 * accuracy,
             "notes": setup.facts.notes,
             "dataset": type(ground.recipe.dataset).__name__,
             **_cost(setup),

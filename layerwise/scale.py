@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from layerwise.data.parts import Fraction
-from layerwise.recipe import Recipe
+from layerwise.recipe import Probe, Recipe, SpeechProbes
 
 
 def with_scale(recipe: Recipe, scale: float) -> Recipe:
@@ -18,6 +18,16 @@ def with_scale(recipe: Recipe, scale: float) -> Recipe:
             "dataset": Fraction(dataset=recipe.dataset, share=scale),
             "network": recipe.network.scaled(scale),
             "training": recipe.training.model_copy(update={"epochs": math.ceil(recipe.training.epochs * scale)}),
-            "probe": recipe.probe.model_copy(update={"epochs": math.ceil(recipe.probe.epochs * scale)}),
+            "probe": _shorter(recipe.probe, scale),
         }
     )
+
+
+def _shorter(probe: Probe | SpeechProbes, scale: float) -> Probe | SpeechProbes:
+    if isinstance(probe, SpeechProbes):
+        return SpeechProbes(phone=_fewer_epochs(probe.phone, scale), speaker=_fewer_epochs(probe.speaker, scale))
+    return _fewer_epochs(probe, scale)
+
+
+def _fewer_epochs(probe: Probe, scale: float) -> Probe:
+    return probe.model_copy(update={"epochs": math.ceil(probe.epochs * scale)})

@@ -81,11 +81,15 @@ class Part(Split):
     def __init__(self, whole: Split, chosen: IntArray) -> None:
         self._whole, self._chosen = whole, chosen
         self.sample_shape = whole.sample_shape
+        self.longest = whole.longest
         self.ids = [whole.ids[int(index)] for index in chosen]
         self.labels = {task: values[chosen] for task, values in whole.labels.items()}
 
     def batch(self, indices: IntArray, view: int | None) -> Tensor:
         return self._whole.batch(self._chosen[indices], view)
+
+    def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
+        return self._whole.labels_of(self._chosen[indices], view)
 
     def manifest(self) -> str:
         return hashlib.sha256(self._whole.manifest().encode() + self._chosen.tobytes()).hexdigest()

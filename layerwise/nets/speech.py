@@ -8,6 +8,7 @@ Letters: B batch, C channels, T frames, S samples of a waveform, H hidden units.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import accumulate
 from operator import mul
@@ -89,6 +90,14 @@ class SpeechEncoder(NetworkSettings):
         if self.context is not None:
             modules.append(GRUModule(self.channels, self.context.hidden, self.context.bptt, hops[-1]))
         return modules
+
+    def scaled(self, scale: float) -> SpeechEncoder:
+        """Channels times the root of `scale`, since the work of a convolution grows with their square."""
+        context = self.context
+        if context is not None:
+            context = context.model_copy(update={"hidden": max(8, round(context.hidden * math.sqrt(scale)))})
+        channels = max(8, round(self.channels * math.sqrt(scale)))
+        return self.model_copy(update={"channels": channels, "context": context})
 
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         context = self.context if number > len(self.layers) else None

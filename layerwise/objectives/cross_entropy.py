@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
+from layerwise.nets.speech import at_labels
 from layerwise.objectives.objective import Context, Objective, at_least_float32
 from layerwise.recipe import ObjectiveSettings, Shape
 
@@ -29,7 +30,7 @@ class CrossEntropy(ObjectiveSettings):
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         task = choose_task(self.task, classes)
-        return CrossEntropyLoss(module.channels, task, classes[task], self.pooled)
+        return CrossEntropyLoss(module.channels, task, classes[task], self.pooled, module.hop)
 
 
 def choose_task(task: str | None, classes: Mapping[str, int]) -> str:
@@ -49,9 +50,9 @@ def choose_task(task: str | None, classes: Mapping[str, int]) -> str:
 class CrossEntropyLoss(Objective):
     needs_labels = True
 
-    def __init__(self, channels: int, task: str, classes: int, pooled: bool) -> None:
+    def __init__(self, channels: int, task: str, classes: int, pooled: bool, hop: int | None = None) -> None:
         super().__init__()
-        self.task, self.pooled = task, pooled
+        self.task, self.pooled, self.hop = task, pooled, hop
         self.classifier = nn.Linear(channels, classes)
 
     def represent(self, encoded: Encoded) -> tuple[Tensor, ...]:
@@ -60,6 +61,13 @@ class CrossEntropyLoss(Objective):
         return (c.mean(2) if self.pooled else c,)
 
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
-        logits = self.classifier(representations[0] if self.pooled else representations[0].transpose(1, 2))
+        """Labels are (B,), or (B, L) for frames, of which there may be several a label; unknown ones do not count.
+
+        What marks a label as unknown is what PyTorch ignores by itself.
+        """
         labels = context.labels[self.task]
-        return F.cross_entropy(at_least_float32(logits.flatten(0, -2)), labels.flatten())
+        read = representations[0]
+        if not self.pooled:
+            read = at_labels(read, self.hop, labels.shape[1]).transpose(1, 2)
+        logits = at_least_float32(self.classifier(read).flatten(0, -2))
+        return F.cross_entropy(logits, labels.flatten())

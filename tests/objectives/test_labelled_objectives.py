@@ -39,12 +39,15 @@ def test_cross_entropy_of_the_average() -> None:
 
 
 def test_cross_entropy_of_each_position() -> None:
-    objective = CrossEntropyLoss(5, "phone", 3, pooled=False).double()
-    sample, labels = encoded(2, 5, 4), [[0, 1, 2, 2], [1, 1, 0, 2]]
-    loss = objective.loss(objective.represent(sample), given(phone=labels)).item()
+    objective = CrossEntropyLoss(5, "phone", 3, pooled=False, hop=80).double()
+    sample = encoded(2, 5, 9)  # two frames a label, and one too many in front
+    labels = np.array([[0, 1, -100, 2], [1, 1, 0, 2]])  # one is not known
+    loss = objective.loss(objective.represent(sample), given(phone=labels.tolist())).item()
     weight, bias = objective.classifier.weight.detach().numpy(), objective.classifier.bias.detach().numpy()
-    frames = sample.c.detach().numpy().transpose(0, 2, 1).reshape(8, 5)
-    assert loss == pytest.approx(negative_log_likelihood(frames @ weight.T + bias, np.array(labels).ravel()), abs=1e-12)
+    frames = sample.c.detach().numpy()[:, :, 1:].reshape(2, 5, 4, 2).mean(3).transpose(0, 2, 1).reshape(8, 5)
+    known = labels.ravel() >= 0
+    expected = negative_log_likelihood(frames[known] @ weight.T + bias, labels.ravel()[known])
+    assert loss == pytest.approx(expected, abs=1e-12)
 
 
 def test_predsim() -> None:
