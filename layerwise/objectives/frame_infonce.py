@@ -61,7 +61,8 @@ class FrameInfoNCELoss(Objective):
                 f"{self.settings.window}, sequences of {frames}): choose steps of {max(width - 1, 1)} or fewer, "
                 "or a longer dataset.window"
             )
-        begin = int(torch.randint(frames - width + 1, (), generator=generator))
+        # Where memory is predicted the draw has no value and reads as 1, which may be past the last start.
+        begin = min(int(torch.randint(frames - width + 1, (), generator=generator)), frames - width)
         window = slice(begin, begin + width)
         predicted = self.predictor(c[:, window]).unflatten(2, (steps, -1))  # (B, W, K, C)
         positives, candidates = z[:, window], z.flatten(0, 1)
