@@ -19,5 +19,5 @@ recipe = Recipe(
         phone=Probe(learning_rates=(1e-2,), epochs=5, batch_size=1024, standardise=True),
         speaker=Probe(learning_rates=(1e-2,), epochs=50, batch_size=64, standardise=True),
     ),
-    cache=CacheSettings(),
+    cache=CacheSettings(probe_splits=False),
 )

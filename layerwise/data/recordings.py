@@ -138,6 +138,8 @@ def _examine(
             announced, rate = file.frames, file.samplerate
     except (soundfile.SoundFileError, OSError) as error:
         return f"{path} cannot be read: {str(error).rstrip('.')}"
+    if not len(values):
+        return f"{path} holds no samples"
     if len(values) != announced:
         return f"{path} is cut short: {len(values)} of {announced} samples"
     if not np.isfinite(values).all():
