@@ -13,6 +13,7 @@ for batch in cache.splits["train"].batches(32, seed=0, epoch=3):
 from __future__ import annotations
 
 from .batches import CachedBatch
+from .budget import available, estimate, measured_ratio, reserve, slot_samples
 from .errors import (
     AlreadyCommitted,
     CacheError,
@@ -32,6 +33,7 @@ from .quantise import Calibration, calibrate
 from .reader import Cache, Split, open_cache
 from .repair import repair
 from .verify import Report, Status, inspect, verify
+from .window import Filler, JoinedSplits, Window
 from .writer import CacheWriter, create
 
 __all__ = [
@@ -44,8 +46,10 @@ __all__ = [
     "Calibration",
     "Damaged",
     "DoesNotFit",
+    "Filler",
     "FormatError",
     "InvalidSamples",
+    "JoinedSplits",
     "Locked",
     "NotCommitted",
     "Report",
@@ -55,14 +59,20 @@ __all__ = [
     "Status",
     "Storage",
     "StoreError",
+    "Window",
+    "available",
     "calibrate",
     "create",
     "differences",
     "digest",
     "epoch_order",
+    "estimate",
     "inspect",
     "make_key",
+    "measured_ratio",
     "open_cache",
     "repair",
+    "reserve",
+    "slot_samples",
     "verify",
 ]

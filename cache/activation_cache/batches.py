@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +16,36 @@ import numpy.typing as npt
 from .errors import FormatError
 from .order import Indices
 from .shard import Bytes
-from .sources import PackedSource, RaggedSource
 
 if TYPE_CHECKING:
-    from .reader import Split
+    from .layout import Storage
 
 Array = npt.NDArray[Any]
 Allocate: TypeAlias = "Callable[[tuple[int, ...], np.dtype[Any]], Array]"
+
+
+class Samples(Protocol):
+    """What batches are taken from: a split, or several that are joined."""
+
+    @property
+    def ids(self) -> list[str]: ...
+
+    @property
+    def labels(self) -> dict[str, Array | list[Array]]: ...
+
+    @property
+    def storage(self) -> Storage: ...
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Of samples that are not ragged."""
+        ...
+
+    def source(self, view: int, plan: Sequence[Indices], pool: ThreadPoolExecutor | None = None) -> Any: ...
+
+    def take_buffers(self, allocate: Allocate) -> Buffers: ...
+
+    def give_back(self, buffers: Buffers) -> None: ...
 
 
 class CachedBatch:
@@ -37,7 +60,7 @@ class CachedBatch:
 
     __slots__ = ("_split", "indices", "values")
 
-    def __init__(self, split: Split, values: Array | list[Array], indices: Indices) -> None:
+    def __init__(self, split: Samples, values: Array | list[Array], indices: Indices) -> None:
         self._split, self.values, self.indices = split, values, indices
 
     def __len__(self) -> int:
@@ -58,7 +81,7 @@ class CachedBatch:
 
 
 def iterate(
-    split: Split, todo: Sequence[Indices], view: int, threads: int | None, allocate: Allocate
+    split: Samples, todo: Sequence[Indices], view: int, threads: int | None, allocate: Allocate
 ) -> Iterator[CachedBatch]:
     """The batches `todo`, each an array of sample numbers.
 
@@ -77,12 +100,12 @@ def iterate(
             values: Any = None
             samples: Any
             job: Callable[[], Any]
-            if isinstance(source, RaggedSource):
+            if source.ragged:
                 job = partial(source.gather, indices)
             else:
-                values = buffers.get((len(indices), *split.grid.row_shape), split.storage.stored)
+                values = buffers.get((len(indices), *split.sample_shape), split.storage.stored)
                 job = partial(source.gather, indices, as_bytes(values))
-            if pool is None or isinstance(source, PackedSource):  # that one employs the pool itself
+            if pool is None or source.own_threads:
                 samples = job()
                 yield CachedBatch(split, values if values is not None else samples, indices)
                 del samples
@@ -99,7 +122,7 @@ def iterate(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _first(split: Split, ahead: deque[tuple[Indices, Any, Future[Any]]]) -> CachedBatch:
+def _first(split: Samples, ahead: deque[tuple[Indices, Any, Future[Any]]]) -> CachedBatch:
     indices, values, job = ahead.popleft()
     samples = job.result()
     return CachedBatch(split, samples if values is None else values, indices)

@@ -105,7 +105,26 @@ class Cache:
         return Cache, (self._store, self._commit)
 
 
-class Split:
+class KeepsBuffers:
+    """Hands an epoch's buffers on to the next: memory that was touched before fills several times faster."""
+
+    def __init__(self) -> None:
+        self._buffers: list[Buffers] = []
+
+    def take_buffers(self, allocate: Allocate) -> Buffers:
+        """The buffers of an earlier epoch, or new ones."""
+        try:
+            kept = self._buffers.pop()
+        except IndexError:  # none yet, or another iterator has them
+            return Buffers(allocate)
+        return kept if kept.allocate == allocate else Buffers(allocate)
+
+    def give_back(self, buffers: Buffers) -> None:
+        """Keeps an epoch's buffers for the next."""
+        self._buffers[:] = [buffers]
+
+
+class Split(KeepsBuffers):
     """One split of a cache.
 
     samples, shape, views   as planned; `shape` is of one sample, with None for a ragged axis
@@ -115,10 +134,10 @@ class Split:
     """
 
     def __init__(self, store: Store, commit: Commit, spec: SplitSpec) -> None:
+        super().__init__()
         self._store, self._commit, self._spec = store, commit, spec
         self.grid = grid(spec, commit.plan.storage)
         self._shards: dict[int, Shards] = {}
-        self._buffers: list[Buffers] = []
         self._sources: dict[int, RawSource | ChunkSource | RaggedSource] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -143,6 +162,11 @@ class Split:
     def longest(self) -> int | None:
         """For ragged samples: the greatest length that the plan allowed; None for others."""
         return self._spec.longest
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """`shape` of samples that are not ragged."""
+        return self.grid.row_shape
 
     @property
     def views(self) -> int:
@@ -257,18 +281,6 @@ class Split:
                 offsets = self._small(f"offsets/values/{view}", "int64", (self.samples, 2))
             self._shards[view] = Shards(ShardFiles(self._store, self._commit, self._spec, view, offsets))
         return self._shards[view]
-
-    def take_buffers(self, allocate: Allocate) -> Buffers:
-        """The buffers of an earlier epoch, or new ones: memory that was touched before fills several times faster."""
-        try:
-            kept = self._buffers.pop()
-        except IndexError:  # none yet, or another iterator has them
-            return Buffers(allocate)
-        return kept if kept.allocate == allocate else Buffers(allocate)
-
-    def give_back(self, buffers: Buffers) -> None:
-        """Keeps an epoch's buffers for the next."""
-        self._buffers[:] = [buffers]
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.views:

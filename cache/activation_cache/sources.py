@@ -123,6 +123,8 @@ class Shards:
 class RawSource:
     """Uncompressed samples: all shards lie in one region, and a sample is copied straight out of it."""
 
+    ragged, own_threads = False, False
+
     def __init__(self, files: ShardFiles) -> None:
         g = self._grid = files.grid
         self._files, self._row = files, files.row_bytes
@@ -140,16 +142,17 @@ class RawSource:
         self._checked = np.zeros(g.shards * g.chunks_per_shard, bool)
         self._all_checked = False
 
-    def gather(self, indices: Indices, target: Bytes) -> None:
-        """target[j] = the bytes of sample indices[j]; target has shape (B, bytes of a sample)."""
+    def gather(self, indices: Indices, target: Bytes, places: Indices | None = None) -> None:
+        """target[places[j]] = the bytes of sample indices[j]; without `places`, target[j]."""
         if not self._all_checked:
             self._check(indices)
         per, row, where = self._grid.chunk_rows, self._row, self._where[indices]
         if self._chunks is None:
-            memory, out, at = self._region.bytes.data, target.reshape(-1).data, 0
-            for start in where.tolist():
-                out[at : at + row] = memory[start : start + row]
-                at += row
+            memory, out = self._region.bytes.data, target.reshape(-1).data
+            for place, start in zip(
+                range(len(where)) if places is None else places.tolist(), where.tolist(), strict=True
+            ):
+                out[place * row : (place + 1) * row] = memory[start : start + row]
         elif per == 1:
             step = max(1, min(len(where), _BLOCK // self._stride))
             scratch, item = np.empty(step, self._chunks.dtype), f"V{row}"
@@ -158,11 +161,11 @@ class RawSource:
             for at in range(0, len(where), step):
                 some = where[at : at + step]
                 self._chunks.take(some, out=scratch[: len(some)], mode="clip")
-                out_items[at : at + step] = bare[: len(some)]
+                out_items[slice(at, at + step) if places is None else places[at : at + step]] = bare[: len(some)]
         else:
             table = self._chunks.view(np.uint8).reshape(-1, self._stride)
             rows = np.lib.stride_tricks.as_strided(table, (len(table), per, row), (self._stride, row, 1))
-            target[:] = rows[where, indices % per]
+            target[slice(None) if places is None else places] = rows[where, indices % per]
 
     def _check(self, indices: Indices) -> None:
         """Checks the shards and chunks of these samples, as far as they were not checked before."""
@@ -186,14 +189,16 @@ class RawSource:
 class ChunkSource:
     """Compressed samples, one a chunk: decoded straight into the batch."""
 
+    ragged, own_threads = False, False
+
     def __init__(self, shards: Shards) -> None:
         self._shards, self._shard_samples = shards, shards.files.grid.shard_samples
 
-    def gather(self, indices: Indices, target: Bytes) -> None:
-        """target[j] = the bytes of sample indices[j]; target has shape (B, bytes of a sample)."""
-        for j, index in enumerate(indices.tolist()):
+    def gather(self, indices: Indices, target: Bytes, places: Indices | None = None) -> None:
+        """target[places[j]] = the bytes of sample indices[j]; without `places`, target[j]."""
+        for place, index in zip(range(len(indices)) if places is None else places, indices.tolist(), strict=True):
             number, chunk = divmod(index, self._shard_samples)
-            self._shards[number].decode(chunk, target[j])
+            self._shards[number].decode(chunk, target[place])
 
 
 class PackedSource:
@@ -203,6 +208,8 @@ class PackedSource:
     `keep` at a time, and a slot is free again when the plan needs its chunk no more. Not for several threads at once;
     it employs some of its own when `pool` is given.
     """
+
+    ragged, own_threads = False, True
 
     def __init__(self, shards: Shards, plan: Sequence[Indices], keep: int, pool: ThreadPoolExecutor | None) -> None:
         g = shards.files.grid
@@ -214,14 +221,13 @@ class PackedSource:
         self._uses = np.zeros(total, np.int64)  # of each chunk, in the batches to come
         self._uses[chunks] = uses
         self._slot = np.full(total, -1, np.int64)  # of each chunk
-        most = max((len(np.unique(indices // g.chunk_rows)) for indices in plan), default=0)
-        slots = min(len(chunks), max(keep, most))
+        slots = min(len(chunks), max(keep, _most_at_once(needed, [len(indices) for indices in plan])))
         self._memory = np.empty((slots * g.chunk_rows, self._row), np.uint8)
         self._free = list(range(slots))
         self._jobs: dict[int, Future[None]] = {}
 
-    def gather(self, indices: Indices, target: Bytes) -> None:
-        """target[j] = the bytes of sample indices[j], the next batch of the plan; target: (B, bytes of a sample)."""
+    def gather(self, indices: Indices, target: Bytes, places: Indices | None = None) -> None:
+        """target[places[j]] = the bytes of sample indices[j], the plan's next batch; without `places`, target[j]."""
         per = self._grid.chunk_rows
         chunks = indices // per
         distinct, counts = np.unique(chunks, return_counts=True)
@@ -233,7 +239,11 @@ class PackedSource:
             if job is not None:
                 job.result()
         items = self._memory.view(f"V{self._row}")[:, 0]
-        np.take(items, self._slot[chunks] * per + indices % per, out=target.view(items.dtype)[:, 0], mode="clip")
+        where, out = self._slot[chunks] * per + indices % per, target.view(items.dtype)[:, 0]
+        if places is None:
+            np.take(items, where, out=out, mode="clip")
+        else:
+            out[places] = items[where]
         self._uses[distinct] -= counts
         done = distinct[self._uses[distinct] == 0]
         self._free += self._slot[done].tolist()
@@ -254,8 +264,41 @@ class PackedSource:
         self._shards[number].decode(local, self._memory[slot * per : (slot + 1) * per].reshape(-1))
 
 
+def _most_at_once(needed: Indices, sizes: Sequence[int]) -> int:
+    """How many chunks are held at once, if each is from the first batch that needs it to the last."""
+    if not len(needed):
+        return 0
+    batch = np.repeat(np.arange(len(sizes)), sizes)
+    first, last = np.full(needed.max() + 1, len(sizes)), np.full(needed.max() + 1, -1)
+    np.minimum.at(first, needed, batch)
+    np.maximum.at(last, needed, batch)
+    used = last >= 0
+    begun, ended = (np.bincount(of[used], minlength=len(sizes)) for of in (first, last))
+    held = np.cumsum(begun) - np.concatenate([[0], np.cumsum(ended)[:-1]])
+    return int(held.max())
+
+
+class JoinedSource:
+    """Several sources of samples of one shape, counted through one after the other."""
+
+    def __init__(self, parts: Sequence[RawSource | ChunkSource | PackedSource], starts: Indices) -> None:
+        self._parts, self._starts = parts, starts
+        self.own_threads = any(part.own_threads for part in parts)
+
+    ragged = False
+
+    def gather(self, indices: Indices, target: Bytes) -> None:
+        """target[j] = the bytes of sample indices[j]."""
+        of = np.searchsorted(self._starts, indices, "right") - 1
+        for number in np.unique(of).tolist():
+            places = np.flatnonzero(of == number)
+            self._parts[number].gather(indices[places] - self._starts[number], target, places)
+
+
 class RaggedSource:
     """Samples of different lengths: runs of rows that may begin and end in the middle of a chunk."""
+
+    ragged, own_threads = True, False
 
     def __init__(self, shards: Shards) -> None:
         self._files, self._shards = shards.files, shards

@@ -1,0 +1,96 @@
+"""How much a cache will take, how much there is, and what to do when it is not enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import DoesNotFit
+from .layout import SplitSpec, Storage, grid
+from .quantise import Calibration, quantise, to_bfloat16
+from .shard import CRC_BYTES, encode
+from .store import Store, open_store
+
+SIDE_BYTES = 100  # of a sample: its id and labels, in the journal and in the side arrays, and its share of the record
+
+
+def sample_bytes(spec: SplitSpec, storage: Storage, ratio: float = 1.0) -> float:
+    """Bytes on disk of one sample of one view, where compression leaves `ratio` of it; a ragged one at its longest."""
+    g = grid(spec, storage)
+    rows = 1 if g.ragged_axis is None else (spec.longest or 1)
+    raw = rows * math.prod(g.row_shape) * storage.stored.itemsize
+    return raw * ratio + (16 + CRC_BYTES) * max(1.0, rows / g.chunk_rows) / (g.chunk_rows if rows == 1 else 1)
+
+
+def estimate(splits: Sequence[SplitSpec], storage: Storage, ratio: float = 1.0) -> int:
+    """Bytes on disk of a cache of these splits, where compression leaves `ratio` of the stored values."""
+    total = 16384.0  # metadata
+    for spec in splits:
+        total += spec.samples * (spec.views * sample_bytes(spec, storage, ratio) + SIDE_BYTES)
+    return math.ceil(total)
+
+
+def measured_ratio(values: npt.NDArray[Any], storage: Storage, calibration: Calibration | None = None) -> float:
+    """What compression leaves of real samples (B, *shape): bytes encoded over bytes as stored, measured on these."""
+    if storage.codec == "none" or values.size == 0:
+        return 1.0
+    if values.dtype == storage.stored:
+        stored = np.ascontiguousarray(values)
+    else:
+        stored = np.empty(values.shape, storage.stored)
+        if storage.dtype == "uint8":
+            assert calibration is not None
+            quantise(values, calibration, stored)
+        elif storage.dtype == "bfloat16":
+            to_bfloat16(values, stored)
+        else:
+            np.copyto(stored, values, casting="same_kind")
+    spec = SplitSpec("sample", len(values), tuple(values.shape[1:]))
+    g = grid(spec, storage)
+    encoded = encode(stored, storage, g.chunk_rows, -(-len(values) // g.chunk_rows))
+    chunks = -(-len(values) // g.chunk_rows)
+    return (encoded.size - chunks * (16 + CRC_BYTES) - CRC_BYTES) / stored.nbytes
+
+
+def reserve(location: str | Path | Store) -> int:
+    """Bytes of the disk that a cache without a budget leaves free: a twentieth of what is free, at most 10 GB."""
+    free = open_store(location).free()
+    return 0 if free is None else min(free // 20, 10 * 10**9)
+
+
+def available(location: str | Path | Store, budget: int | None = None) -> int | None:
+    """Bytes that a cache may take: the budget, or what is free on the disk and already its own less the reserve.
+
+    None: there is neither a budget nor a limit to the store.
+    """
+    if budget is not None:
+        return budget
+    store = open_store(location)
+    free = store.free()
+    return None if free is None else free - reserve(store) + sum(size for _, size in store.list())
+
+
+def slot_samples(
+    spec: SplitSpec, storage: Storage, budget: int, *, slots: int, ratio: float = 1.0, besides: int = 0
+) -> int:
+    """Samples of each slot of a rolling window of `slots` slots and one being filled, within `budget` bytes.
+
+    `besides`: bytes that other splits take. Raises DoesNotFit if not even one sample a slot fits.
+    """
+    each = sample_bytes(spec, storage, ratio) + SIDE_BYTES
+    room = (budget - besides) / (slots + 1) - 16384
+    found = min(int(room // each), -(-spec.samples // slots))
+    if found < 1:
+        needed = besides + (slots + 1) * math.ceil(each + 16384)
+        raise DoesNotFit(
+            f"a budget of {budget:,} bytes is too small for a window of {slots} slots and one being filled: a sample "
+            f"takes {each:,.0f} bytes and the other splits {besides:,}; at least {needed:,} are needed",
+            needed=needed,
+            free=budget,
+        )
+    return found
