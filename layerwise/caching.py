@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,11 +17,13 @@ import torch
 from torch import Tensor
 
 import activation_cache
-from activation_cache import Cache, CacheError, CacheWriter, Calibration, SplitSpec, Storage
+from activation_cache import Cache, CacheError, CacheWriter, Calibration, SplitSpec, Storage, Window
 from layerwise.errors import DamagedData, NotReady, RunLocked, StoppedEarly, WillNotFit
 from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stages
+from layerwise.rolling import SLOTS, Rolling, WindowFeed, filling, read_rolling, settle_rolling
 from layerwise.setup import Setup
+from layerwise.units import size
 
 CALIBRATION_SAMPLES = 256
 
@@ -41,6 +45,8 @@ def cache_key(setup: Setup, number: int) -> dict[str, Any]:
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
     }
+    if rolling := read_rolling(setup, number):
+        causes["window"] = rolling.identity  # such a cache has no training samples: they are in the window
     return activation_cache.make_key(causes, storage(setup))
 
 
@@ -96,7 +102,8 @@ def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     """What module `number` reads, from the cache below it where that is valid and has these splits, else from the
     dataset.
     """
-    if number > 1 and setup.recipe.feed == "cache" and cached(setup, number - 1):
+    whole = number > 1 and read_rolling(setup, number - 1) is None
+    if whole and setup.recipe.feed == "cache" and cached(setup, number - 1):
         feed = _from_cache(setup, number)
         if set(splits) <= set(feed.splits()):
             return feed
@@ -104,9 +111,35 @@ def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
 
 
 def _from_cache(setup: Setup, number: int) -> Feed:
-    cache, batch_size = open_cache(setup, number - 1), setup.recipe.training.batch_size
-    mend = f"{_command(setup, number - 1)} --repair"
-    return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
+    """What stage `number` reads from the cache below it: all of it, or a window that rolls."""
+    below = number - 1
+    cache, batch_size = open_cache(setup, below), setup.recipe.training.batch_size
+    mend = f"{_command(setup, below)} --repair"
+    feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
+    rolling = read_rolling(setup, below)
+    if rolling is None:
+        return feed
+    split = next(iter(cache.splits.values()))
+    location, kept = setup.run.window(below), storage(setup)
+    source = DatasetFeed(setup.splits, batch_size, setup.order_seed(number))
+    tasks = (task for task, values in next(source.in_order("train", 0)).labels.items() if values.ndim == 1)
+    spec = SplitSpec("train", setup.facts.sizes["train"], split.shape, labels=dict.fromkeys(tasks, "int64"))
+    window = Window(
+        location,
+        cache_key(setup, below),
+        spec,
+        kept,
+        rolling.slots,
+        rolling.slot_samples,
+        setup.order_seed(number),
+        split.calibration,
+    )
+    outputs = RecomputeFeed(source, load_frozen(setup, below), setup.device)
+    fill = filling(setup, source, outputs, lambda values: _as_stored(values, kept))
+    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
+    seed, device = setup.order_seed(number), setup.device
+    errors = partial(cache_errors, setup, below)
+    return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve)
 
 
 def _recomputed(setup: Setup, number: int) -> Feed:
@@ -129,18 +162,58 @@ def write_cache(setup: Setup, number: int) -> Cache:
     names = [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
     outputs = _outputs(setup, number, names)
     splits = [_layout(setup, outputs, name) for name in names]
-    key, location = cache_key(setup, number), setup.run.cache(number)
     axis = setup.untrained()[number - 1].channel_axis
-    calibration = (lambda: _calibrate(outputs, axis)) if setup.recipe.cache.dtype == "uint8" else None
+    calibration = _calibrate(outputs, axis) if setup.recipe.cache.dtype == "uint8" else None
+    splits = _within_budget(setup, number, splits, outputs, calibration)
+    key, location = cache_key(setup, number), setup.run.cache(number)
     stale = activation_cache.inspect(location, key).state == "stale"
+    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
     with (
         cache_errors(setup, number),
         activation_cache.create(
-            location, key, splits, storage(setup), calibration=calibration, replace=stale
+            location, key, splits, storage(setup), calibration=calibration, replace=stale, reserve=reserve
         ) as writer,
     ):
         _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
+
+
+def _within_budget(
+    setup: Setup, number: int, splits: list[SplitSpec], outputs: Feed, calibration: Calibration | None
+) -> list[SplitSpec]:
+    """The splits that are stored whole: all, or if they do not fit, all but `train`, whose window is settled.
+
+    Raises:
+        WillNotFit: not even a window fits.
+    """
+    kept, location, cache = storage(setup), setup.run.cache(number), setup.recipe.cache
+    some = next(outputs.in_order("train", view=0)).inputs
+    ratio = activation_cache.measured_ratio(_as_stored(some, kept), kept, calibration)
+    needed = activation_cache.estimate(splits, kept, ratio)
+    room = activation_cache.available(location, cache.budget)
+    if room is None:
+        return splits
+    left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
+    whose = "the budget is" if cache.budget is not None else "the disk has"
+    setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}; {whose} {size(room)}")
+    rolling: Rolling | None = None
+    if needed > room:
+        rolling = read_rolling(setup, number)
+        whole = [spec for spec in splits if spec.name != "train"]
+        train = replace(next(spec for spec in splits if spec.name == "train"), views=1)
+        if rolling is None:
+            with cache_errors(setup, number):
+                besides = activation_cache.estimate(whole, kept, ratio)
+                each = activation_cache.slot_samples(train, kept, room, slots=SLOTS, ratio=ratio, besides=besides)
+            rolling = Rolling(SLOTS, each, cache.window_epochs)
+        splits = whole
+        held = rolling.slots * rolling.slot_samples
+        setup.progress.note(
+            f"that does not fit: the next stage trains on a window of {held:,} of {train.samples:,} samples, a quarter "
+            f"of which is replaced every {rolling.epochs} epochs"
+        )
+    settle_rolling(setup, number, rolling)
+    return splits
 
 
 def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
@@ -295,21 +368,14 @@ def verify_caches(setup: Setup) -> list[dict[str, Any]]:
     """
     found = []
     for number in range(1, setup.depth + 1):
-        location = setup.run.cache(number)
-        status = activation_cache.inspect(location)
-        if status.state in ("absent", "partial"):
-            continue
-        setup.progress.note(f"reading the cache of module {number}")
-        with cache_errors(setup, number):
-            report = activation_cache.verify(location)
-        found.append(
-            {
-                "module": number,
-                "location": str(location),
-                "bytes": report.bytes,
-                "files": report.files,
-                "damaged": dict(report.damaged),
-                "unexpected": list(report.unexpected),
-            }
-        )
+        window = sorted(setup.run.window(number).glob("slot-*"))
+        for location in (setup.run.cache(number), *window):
+            if activation_cache.inspect(location).state in ("absent", "partial"):
+                continue
+            setup.progress.note(f"reading {location}")
+            with cache_errors(setup, number):
+                report = activation_cache.verify(location)
+            facts = {"bytes": report.bytes, "files": report.files}
+            wrong = {"damaged": dict(report.damaged), "unexpected": list(report.unexpected)}
+            found.append({"module": number, "location": str(location), **facts, **wrong})
     return found

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activation_cache import Cache, CachedBatch, Calibration, Damaged, epoch_order
+from activation_cache import Cache, CachedBatch, Calibration, Damaged, JoinedSplits, epoch_order
 from activation_cache import Split as CachedSplit
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import DamagedData, RecipeError
@@ -98,6 +98,9 @@ class Feed(ABC):
     def shape(self, split: str) -> SampleShape:
         """What one input of a split is like."""
 
+    def close(self) -> None:  # noqa: B027 - most have nothing to end
+        """End whatever works in the background."""
+
 
 class DatasetFeed(Feed):
     """Samples of a dataset; training views are fresh in every epoch unless `views` fixes their number."""
@@ -136,6 +139,11 @@ class DatasetFeed(Feed):
         assert length is not None
         return SampleShape((*(size for size in sizes if size is not None), length), last is None)
 
+    def chosen(self, split: str, indices: IntArray, view: int) -> Iterator[Batch]:
+        """These samples of a split, in this order and augmentation."""
+        size = self._batch_size
+        yield from self._read(split, [indices[i : i + size] for i in range(0, len(indices), size)], view)
+
     def _read(self, name: str, batches: Sequence[IntArray], view: int | None) -> Iterator[Batch]:
         split = self._splits.named()[name]
 
@@ -160,17 +168,18 @@ class RecomputeFeed(Feed):
         return self._source.splits()
 
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        yield from map(self._encode, self._source.shuffled(epoch, start))
+        yield from map(self.encode, self._source.shuffled(epoch, start))
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
-        yield from map(self._encode, self._source.in_order(split, view, start))
+        yield from map(self.encode, self._source.in_order(split, view, start))
 
     def shape(self, split: str) -> SampleShape:
         sizes, ragged = self._source.shape(split)
         with torch.no_grad():
             return SampleShape(tuple(self._through(torch.zeros(1, *sizes, device=self._device)).shape[1:]), ragged)
 
-    def _encode(self, batch: Batch) -> Batch:
+    def encode(self, batch: Batch) -> Batch:
+        """The outputs for a batch of inputs."""
         # A few at a time: a frozen module's activations are many times its output, and on a CPU those of one sample
         # stay in the processor's caches.
         few = 16 if self._device.type == "cuda" else 1
@@ -198,8 +207,9 @@ class CacheFeed(Feed):
         """`mend`: the command that repairs the cache, for messages."""
         self._cache, self._batch_size, self._seed, self._device = cache, batch_size, seed, device
         self._mend, self._readers = mend, readers
-        self.samples = cache.splits["train"].samples
-        require_full_batch(self.samples, batch_size)
+        if "train" in cache.splits:
+            self.samples = cache.splits["train"].samples
+            require_full_batch(self.samples, batch_size)
 
     def splits(self) -> Sequence[str]:
         return list(self._cache.splits)
@@ -216,7 +226,7 @@ class CacheFeed(Feed):
             allocate=pinned if self._device.type == "cuda" else np.empty,
         )
         with self._damage_named():
-            yield from map(self._batch(split), found)
+            yield from map(batch_of(split, self._device), found)
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         chosen = self._cache.splits[split]
@@ -233,7 +243,7 @@ class CacheFeed(Feed):
             threads=self._readers,
         )
         with self._damage_named():
-            for batch in map(self._batch(chosen), found):
+            for batch in map(batch_of(chosen, self._device), found):
                 yield batch.behind(skipped)
                 skipped = 0
 
@@ -249,14 +259,16 @@ class CacheFeed(Feed):
         sizes = tuple(chosen.longest or 0 if size is None else size for size in chosen.shape)
         return SampleShape(sizes, chosen.longest is not None)
 
-    def _batch(self, split: CachedSplit) -> Callable[[CachedBatch], Batch]:
-        decode = decoder(split.storage.dtype, split.calibration, len(split.shape), self._device)
 
-        def convert(found: CachedBatch) -> Batch:
-            labels = {task: torch.from_numpy(stacked(values)) for task, values in found.labels.items()}
-            return Batch(torch.from_numpy(stacked(found.values)), labels, found.ids, decode)
+def batch_of(split: CachedSplit | JoinedSplits, device: torch.device) -> Callable[[CachedBatch], Batch]:
+    """From a batch as the cache gives it to one of ours, without copying."""
+    decode = decoder(split.storage.dtype, split.calibration, len(split.shape), device)
 
-        return convert
+    def convert(found: CachedBatch) -> Batch:
+        labels = {task: torch.from_numpy(stacked(values)) for task, values in found.labels.items()}
+        return Batch(torch.from_numpy(stacked(found.values)), labels, found.ids, decode)
+
+    return convert
 
 
 def pinned(shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

@@ -13,6 +13,7 @@ from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
 from layerwise.recipe import differences
+from layerwise.rolling import read_rolling
 from layerwise.setup import Setup
 from layerwise.step import Learner
 from layerwise.storage import load_tensors, read_json, save_tensors, weights_digest, write_json
@@ -51,6 +52,8 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
             "views": recipe.cache.views,
             "dtype": stored,
         }
+        if recipe.feed == "cache" and (rolling := read_rolling(setup, number - 1)):
+            identity["inputs"]["window"] = rolling.identity
     return identity
 
 

@@ -198,6 +198,12 @@ class CacheSettings(Settings):
     probe_splits: bool = free(
         True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
     )
+    budget: Bytes | None = free(
+        None, ge=1, description="bytes a cache may take; None: what the disk has free, less a reserve"
+    )
+    window_epochs: int = free(
+        5, ge=1, description="epochs between two turns of the rolling window, where the budget makes one necessary"
+    )
 
 
 class Recipe(Settings):

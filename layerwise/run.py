@@ -52,6 +52,10 @@ class Run:
     def cache(self, number: int) -> Path:
         return self.caches / str(number)
 
+    def window(self, number: int) -> Path:
+        """The rolling window on a cache that does not fit the disk."""
+        return self.caches / f"{number}-window"
+
     def probe(self, of: int | str) -> Path:
         """Of a module's representation, or of fixed features."""
         return self.folder / "probes" / f"{of}.json"

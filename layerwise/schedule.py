@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -65,7 +66,11 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     arithmetic = setup.arithmetic if fit is None else replace(setup.arithmetic, micro_batch=fit.micro_batch)
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
-    with memory.peak(setup.device, fit) as peak, memory.explain_exhaustion(setup.device, fit, batch_size, title):
+    with (
+        closing(feed),
+        memory.peak(setup.device, fit) as peak,
+        memory.explain_exhaustion(setup.device, fit, batch_size, title),
+    ):
         place = train(
             learners,
             feed,

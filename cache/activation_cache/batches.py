@@ -138,20 +138,28 @@ class Buffers:
 
     def __init__(self, allocate: Allocate, most: int = 16) -> None:
         self.allocate, self._most = allocate, most
-        self._kept: deque[Array] = deque([np.empty(0)])
-        self._at_rest = sys.getrefcount(self._kept[0])
+        self._kept: deque[Array] = deque([np.empty(8, np.uint8).view(np.uint64)])
+        self._at_rest = self._references(self._kept)
+
+    @staticmethod
+    def _references(kept: deque[Array]) -> tuple[int, int]:
+        """To the first array, and to the one whose memory it shows, to which views of it refer."""
+        return sys.getrefcount(kept[0]), sys.getrefcount(kept[0].base)
+
+    def _is_free(self) -> bool:
+        mine, base = self._references(self._kept)
+        return mine == self._at_rest[0] and (base == self._at_rest[1] or not isinstance(self._kept[0].base, np.ndarray))
 
     def get(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
         for _ in range(len(self._kept)):
-            if self._kept[0].shape == shape and sys.getrefcount(self._kept[0]) == self._at_rest:
+            if self._kept[0].shape == shape and self._kept[0].dtype == dtype and self._is_free():
                 self._kept.rotate(-1)  # the one handed out longest ago comes first again next time
                 return self._kept[-1]
             self._kept.rotate(-1)
         array = self.allocate(shape, dtype)
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             raise FormatError(f"`allocate` was asked for C-contiguous {dtype} {shape}, got {array.dtype} {array.shape}")
-        if not isinstance(array.base, np.ndarray):  # a view of another array does not learn of views made from itself
-            self._kept.append(array)
-            if len(self._kept) > self._most:
-                self._kept.popleft()
+        self._kept.append(array)
+        if len(self._kept) > self._most:
+            self._kept.popleft()
         return array

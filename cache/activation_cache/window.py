@@ -79,8 +79,8 @@ class Window:
 
     def slot_key(self, slot: int) -> Key:
         fields: dict[str, Json] = {name: value for name, value in self.key.items() if name not in ("format", "dtype")}
-        window: dict[str, Json] = {"slot": slot, "slot_samples": self.slot_samples, "seed": self.seed}
-        return make_key({**fields, "window": window}, self.storage)
+        which: dict[str, Json] = {"number": slot, "samples": self.slot_samples, "seed": self.seed}
+        return make_key({**fields, "slot": which}, self.storage)
 
     def has(self, slot: int) -> bool:
         """Whether a slot is written and committed."""

@@ -6,7 +6,7 @@ import shutil
 
 import click
 
-from layerwise.cli.common import Options, emit, options, setup_for
+from layerwise.cli.common import Options, cache_options, emit, options, setup_for
 
 
 @click.command(name="cache")
@@ -15,6 +15,7 @@ from layerwise.cli.common import Options, emit, options, setup_for
 @click.option("--prune", is_flag=True, help="Remove the run's stale caches, after asking.")
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")
 @options
+@cache_options
 def command(number: int | None, repair: bool, prune: bool, yes: bool, options: Options) -> None:
     """Write a frozen module's outputs to its Zarr store, for the next stage to train from.
 
@@ -33,6 +34,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
             agreed = bool(stale) and (yes or click.confirm(f"remove {len(stale)} stale cache(s)?", err=True))
             for module in stale if agreed else ():
                 shutil.rmtree(setup.run.cache(module))
+                shutil.rmtree(setup.run.window(module), ignore_errors=True)
             outcome = {"stale": stale, "removed": list(stale) if agreed else []}
             emit(options, outcome, lambda: prune_table(outcome))
             return

@@ -63,6 +63,28 @@ def memory_options(command: Command) -> Command:
     )(gathered)
 
 
+def cache_options(command: Command) -> Command:
+    """Add the options that say how much the caches may take; they arrive in `Options` as fields of the recipe."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, cache_budget: str | None, views: int | None, options: Options, **kwargs: Any) -> Any:
+        chosen = {"cache.budget": cache_budget, "cache.views": views}
+        return command(
+            *args,
+            options=options.override(**{name: value for name, value in chosen.items() if value is not None}),
+            **kwargs,
+        )
+
+    gathered = click.option(
+        "--views", type=click.IntRange(min=1), help="Augmentations that a cache stores for each training sample."
+    )(gathered)
+    return click.option(  # type: ignore[return-value]
+        "--cache-budget",
+        metavar="BYTES",
+        help="Disk a cache may take, as 50GB; more is held in a window that rolls. Default: what is free.",
+    )(gathered)
+
+
 def options(command: Command) -> Command:
     """Add the options that every command takes; they arrive as one `Options`."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, emit, memory_options, options, setup_for
+from layerwise.cli.common import Options, cache_options, emit, memory_options, options, setup_for
 
 
 @click.command(name="run")
@@ -16,6 +16,7 @@ from layerwise.cli.common import Options, emit, memory_options, options, setup_f
 @click.option("--feed", type=click.Choice(["cache", "recompute"]), help="What the modules above the first read.")
 @click.option("--fresh", is_flag=True, help="Train everything again.")
 @options
+@cache_options
 @memory_options
 def command(schedule: str | None, feed: str | None, fresh: bool, options: Options) -> None:
     """Train every module, write the caches, probe the representations, and write a report.

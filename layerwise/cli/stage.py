@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, emit, memory_options, options, setup_for
+from layerwise.cli.common import Options, cache_options, emit, memory_options, options, setup_for
 
 
 @click.command(name="stage")
 @click.argument("number", type=click.IntRange(min=1))
 @click.option("--fresh", is_flag=True, help="Train it again from the beginning.")
 @options
+@cache_options
 @memory_options
 def command(number: int, fresh: bool, options: Options) -> None:
     """Train module NUMBER to convergence and freeze it.

@@ -1,0 +1,139 @@
+"""When not all outputs of a module fit the disk: a window on them that rolls as the next stage trains.
+
+The window holds as many training samples as the budget allows. After every `epochs` epochs its oldest slot makes room
+for other samples, in augmentations that were never seen, computed while the stage goes on training on the rest. The
+splits that are judged on (validation, probe, test) are always stored whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from activation_cache import CacheWriter, Filler, JoinedSplits, Window
+from layerwise.errors import NotReady, StoppedEarly
+from layerwise.feeds import (
+    Batch,
+    CacheFeed,
+    DatasetFeed,
+    Feed,
+    RecomputeFeed,
+    SampleShape,
+    batch_of,
+    require_full_batch,
+)
+from layerwise.setup import Setup
+from layerwise.storage import read_json, write_json
+
+Fill: TypeAlias = Callable[[CacheWriter, npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
+SLOTS = 4  # a fifth of the budget is for the one that is being filled
+
+
+@dataclass(frozen=True)
+class Rolling:
+    """How a window rolls; settled when it is first written, so that a training can be resumed to the bit."""
+
+    slots: int
+    slot_samples: int
+    epochs: int
+    """epochs between two turns"""
+
+    @property
+    def identity(self) -> dict[str, int]:
+        return asdict(self)
+
+
+def read_rolling(setup: Setup, number: int) -> Rolling | None:
+    """How the cache of module `number` rolls, or None where all of it is stored, or nothing yet."""
+    known = read_json(_note(setup, number))
+    if known is None or known.pop("asked") != _asked(setup):
+        return None
+    return Rolling(**known)
+
+
+def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
+    """Note how a cache rolls, or that it does not, before it is written."""
+    if rolling is None:
+        _note(setup, number).unlink(missing_ok=True)
+    else:
+        write_json(_note(setup, number), {"asked": _asked(setup), **asdict(rolling)})
+
+
+def _note(setup: Setup, number: int) -> Path:
+    return setup.run.caches / f"{number}.window.json"
+
+
+def _asked(setup: Setup) -> dict[str, Any]:
+    """What the user can change about it."""
+    cache = setup.recipe.cache
+    return {"budget": cache.budget, "epochs": cache.window_epochs, "dtype": cache.dtype}
+
+
+class WindowFeed(Feed):
+    """Training batches from a rolling window; the other splits from a cache that holds them whole."""
+
+    def __init__(
+        self,
+        fixed: CacheFeed,
+        window: Window,
+        fill: Fill,
+        rolling: Rolling,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        errors: Callable[[], AbstractContextManager[None]],
+        reserve: int,
+    ) -> None:
+        self._fixed, self._epochs, self._batch_size, self._seed = fixed, rolling.epochs, batch_size, seed
+        self._device, self._errors = device, errors
+        self._filler = Filler(window, fill, reserve)
+        self._turn = -1
+        self._joined: JoinedSplits | None = None
+        self.samples = window.samples
+        require_full_batch(self.samples, batch_size)
+
+    def splits(self) -> Sequence[str]:
+        return ["train", *self._fixed.splits()]
+
+    def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        with self._errors():
+            turn = epoch // self._epochs
+            if self._joined is None or turn != self._turn:
+                self._joined = None  # lets go of the slot that is about to be evicted
+                self._joined, self._turn = self._filler.turn(turn), turn
+            found = self._joined.batches(self._batch_size, seed=self._seed, epoch=epoch, start=start)
+            yield from map(batch_of(self._joined, self._device), found)
+
+    def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
+        if split == "train":
+            raise NotReady("the window holds a part of the training samples only, and no order of them")
+        yield from self._fixed.in_order(split, view, start)
+
+    def shape(self, split: str) -> SampleShape:
+        return self._fixed.shape("validation")
+
+    def close(self) -> None:
+        self._filler.close()
+
+
+def filling(setup: Setup, source: DatasetFeed, outputs: RecomputeFeed, stored: Callable[[torch.Tensor], Any]) -> Fill:
+    """What writes samples of a window: `outputs` passes the dataset `source` through all frozen modules."""
+
+    def fill(writer: CacheWriter, samples: npt.NDArray[np.int64], views: npt.NDArray[np.int64]) -> None:
+        for view in np.unique(views).tolist():  # they come in ascending order
+            for batch in source.chosen("train", samples[views == view], view):
+                found = outputs.encode(batch)
+                labels = {task: values.numpy() for task, values in found.labels.items() if values.ndim == 1}
+                names = [f"{name}/{view}" for name in found.ids]  # a sample may come twice, in two augmentations
+                writer.append("train", stored(found.inputs), names, labels)
+                if setup.should_stop():
+                    raise StoppedEarly("stopped while the window was being filled; the same command goes on")
+
+    return fill
