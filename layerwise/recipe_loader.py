@@ -12,9 +12,10 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 
@@ -35,7 +36,7 @@ def built_in() -> dict[str, Path]:
 
 def summary(path: Path) -> str:
     """First line of a recipe's docstring, read without running it."""
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
+    return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").split("\n")[0]
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -44,9 +45,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such recipe, field or value; one line that names the nearest good one.
     """
-    path = _find(source)
-    recipe = _execute(path)
-    return apply_overrides(recipe, overrides)
+    return apply_overrides(_execute(_find(source)), overrides)
 
 
 def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -84,16 +83,18 @@ def _find(source: str) -> Path:
     if source in known:
         return known[source]
     if not source.endswith(".py"):
-        printable = source.encode("unicode_escape").decode()
-        nearest = difflib.get_close_matches(source, known, n=1, cutoff=0.5)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else f"there are {', '.join(known)}."
         raise RecipeError(
-            f"there is no recipe {printable!r}: {hint} A recipe of your own is given as a path that ends in .py"
+            f"there is no recipe {source!r}: {_nearest(source, known) or f'there are {_listed(known)}.'} "
+            "A recipe of your own is given as a path that ends in .py"
         )
-    path = Path(source)
-    if not path.is_file():
-        raise RecipeError(f"there is no file {str(path)!r} to load a recipe from")
-    return path.resolve()
+    try:
+        path = Path(source).resolve(strict=True)
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a NUL in it, a loop of links
+        found = False
+    if not found:
+        raise RecipeError(f"there is no file {source!r} to load a recipe from")
+    return path
 
 
 def _execute(path: Path) -> Recipe:
@@ -106,82 +107,152 @@ def _execute(path: Path) -> Recipe:
     try:
         spec.loader.exec_module(module)
     except ValidationError as error:
-        raise RecipeError(f"{path}: {explain(error, None)}") from error
+        raise RecipeError(f"{str(path)!r}: {explain(error)}") from error
     except RecipeError:
         raise
     except Exception as error:
-        raise RecipeError(f"{path} could not be run: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())
+        raise RecipeError(f"{str(path)!r} could not be run: {type(error).__name__}: {reason}") from error
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
-        raise RecipeError(
-            f"{path} must define `recipe = Recipe(…)`; it defines "
-            f"{'no recipe' if recipe is None else type(recipe).__name__}"
-        )
+        found = "no recipe" if recipe is None else f"a recipe of type {type(recipe).__name__}"
+        raise RecipeError(f"{str(path)!r} must define `recipe = Recipe(…)`; it defines {found}")
     return recipe
 
 
 def apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Each `a.b=value` replaces one field; the value is JSON, or else a plain word."""
+    """Each `a.b=value` replaces one field, `a.0.b=value` one of an item; the value is JSON, or else a plain word.
+
+    All are replaced before any is checked, so that fields which must agree may be given in any order.
+
+    Raises:
+        RecipeError: no such field, or a value that it cannot have.
+    """
+    draft = _draft(recipe)
     for override in overrides:
-        name, separator, text = override.partition("=")
+        name, separator, text = (part.strip() for part in override.partition("="))
         if not separator or not name:
             raise RecipeError(f"--set takes key=value, as in --set objective.negatives=32; got {override!r}")
-        recipe = _replace(recipe, name.strip().split("."), _value(text.strip()), name.strip())
-    return recipe
+        _put(draft, name.split("."), _value(text), name)
+    built = _build(draft, "")
+    assert isinstance(built, Recipe)
+    return built
 
 
 def _value(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
-def _replace(settings: Any, path: Sequence[str], value: Any, name: str) -> Any:
+@dataclass
+class _Group:
+    """Settings taken apart, to be changed and put together again."""
+
+    kind: type[Settings]
+    fields: dict[str, Any]
+
+
+def _draft(value: Any) -> Any:
+    if isinstance(value, Settings):
+        return _Group(type(value), {name: _draft(getattr(value, name)) for name in type(value).model_fields})
+    return [_draft(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = "") -> None:
     field, *rest = path
-    if not isinstance(settings, Settings) or field not in type(settings).model_fields:
-        raise RecipeError(f"there is no field {name!r}: {_nearest_field(settings, field, name)}")
+    fields: dict[Any, Any]
+    key: Any = field
+    if isinstance(draft, _Group):
+        fields = draft.fields
+    elif isinstance(draft, list):
+        fields = dict(enumerate(draft))
+        key = int(field) if field.isdecimal() and len(field) < 9 else field
+    else:
+        raise RecipeError(f"there is no field {name!r}: {above.rstrip('.')} has no fields of its own")
+    if key not in fields:
+        known = [str(other) for other in fields]
+        hint = _nearest(field, known, above, rest) or f"{above.rstrip('.') or 'the recipe'} has {_listed(known)}"
+        raise RecipeError(f"there is no field {name!r}: {hint}")
     if rest:
-        value = _replace(getattr(settings, field), rest, value, name)
-    elif isinstance(getattr(settings, field), Settings) and value is not None:
-        raise RecipeError(
-            f"{name} is a group of fields: set one of them "
-            f"({', '.join(f'{name}.{inner}' for inner in type(getattr(settings, field)).model_fields)})"
-        )
-    # Only this level is validated anew: values of the levels below are settings already.
-    fields = {inner: getattr(settings, inner) for inner in type(settings).model_fields}
+        _put(fields[key], rest, value, name, f"{above}{field}.")
+    elif isinstance(fields[key], _Group) and value is not None:
+        inner = _listed([f"{name}.{known}" for known in fields[key].fields])
+        raise RecipeError(f"{name} is a group of fields: set one of them ({inner})")
+    elif isinstance(draft, _Group):
+        draft.fields[key] = value
+    else:
+        draft[key] = value
+
+
+def _build(draft: Any, above: str) -> Any:
+    if isinstance(draft, list):
+        return [_build(item, f"{above}{index}.") for index, item in enumerate(draft)]
+    if not isinstance(draft, _Group):
+        return draft
+    values = {name: _build(value, f"{above}{name}.") for name, value in draft.fields.items()}
     try:
-        return type(settings).model_validate({**fields, field: value})
+        return draft.kind.model_validate(values)
     except ValidationError as error:
-        raise RecipeError(explain(error, name)) from error
+        raise RecipeError(explain(error, above)) from error
 
 
-def _nearest_field(settings: Any, field: str, name: str) -> str:
-    if not isinstance(settings, Settings):
-        return f"{name.rpartition('.')[0]} has no fields of its own"
-    fields = list(type(settings).model_fields)
-    above = name[: len(name) - len(field)] if name.endswith(field) else ""
-    nearest = difflib.get_close_matches(field, fields, n=1, cutoff=0.5)
-    return (
-        f"did you mean {above}{nearest[0]}?"
-        if nearest
-        else f"{(above or 'the recipe').rstrip('.')} has {', '.join(fields)}"
-    )
-
-
-def explain(error: ValidationError, name: str | None) -> str:
+def explain(error: ValidationError, above: str = "") -> str:
     """One line: field, value, what is allowed, and the nearest good value where there is one."""
-    first = error.errors()[0]
-    inner = ".".join(str(part) for part in first["loc"])
-    field = name if name is not None else inner
-    value, limits = first.get("input"), first.get("ctx", {})
-    nearest = next((limits[key] for key in ("ge", "le") if key in limits), None)
-    hint = f"; the nearest good value is {nearest}" if nearest is not None else ""
-    if first["type"] == "literal_error" and isinstance(value, str):
-        choices = re.findall(r"'([^']*)'", str(limits.get("expected", "")))
-        close = difflib.get_close_matches(value, choices, n=1, cutoff=0.4)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-    message = first["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    verb = "is" if first["type"] == "value_error" else "should be"
-    shown = "" if first["type"] in ("value_error", "missing") else f" = {value!r}"
-    return f"{field}{shown}: {message if first['type'] in ('value_error', 'missing') else f'{verb} {message}'}{hint}"
+    # A field that does not exist explains the one that is missing.
+    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
+    kind, value, limits = first["type"], first.get("input"), first.get("ctx", {})
+    name = (above + ".".join(str(part) for part in first["loc"])).rstrip(".") or "the recipe"
+    if kind == "value_error":
+        return f"{name}: {limits['error']}"
+    if kind == "extra_forbidden":
+        *way, wrong = map(str, first["loc"])
+        fields = _fields_at(error.title, first["loc"][:-1])
+        hint = _nearest(wrong, fields, above + "".join(f"{part}." for part in way)) or f"there are {_listed(fields)}"
+        return f"there is no field {name!r}: {hint}"
+    if kind == "missing":
+        return f"{name} is missing"
+    message = re.sub(r"^\w+ should ", "should ", first["msg"])
+    return f"{name} = {_shown(value)}: {message}{_nearest_value(kind, value, limits)}"
+
+
+def _fields_at(title: str, way: Iterable[int | str]) -> list[str]:
+    """Names of the fields of the settings called `title`, or of those that `way` leads to from there."""
+    kind: Any = next((kind for kind in _kinds(Settings) if kind.__name__ == title), None)
+    for part in way:
+        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
+    return list(getattr(kind, "model_fields", ()))
+
+
+def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _kinds(below)
+
+
+def _nearest_value(kind: str, value: Any, limits: Mapping[str, Any]) -> str:
+    if kind == "literal_error":
+        return (
+            "; " + hint if (hint := _nearest(str(value), re.findall(r"'([^']*)'", str(limits.get("expected"))))) else ""
+        )
+    good: float | None = next((limits[key] for key in ("ge", "le") if key in limits), None)
+    if kind == "int_from_float" and isinstance(value, float):
+        good = round(value)
+    if "multiple_of" in limits and isinstance(value, (int, float)):
+        good = max(round(value / limits["multiple_of"]), 1) * limits["multiple_of"]
+    return "" if good is None else f"; the nearest good value is {good}"
+
+
+def _nearest(wrong: str, known: Iterable[str], above: str = "", below: Sequence[str] = ()) -> str:
+    found = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
+    return f"did you mean {'.'.join([above + found[0], *below])}?" if found else ""
+
+
+def _listed(names: Iterable[object]) -> str:
+    return ", ".join(map(str, names))
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

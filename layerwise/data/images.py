@@ -83,3 +83,13 @@ def normalise(pictures: Tensor, grayscale: bool, mean: Tensor, std: Tensor) -> T
         red, green, blue = values.unbind(1)
         values = (0.299 * red + 0.587 * green + 0.114 * blue).unsqueeze(1)
     return (values - mean) / std
+
+
+def check_levels(mean: Sequence[float] | None, std: Sequence[float] | None, grayscale: bool) -> None:
+    """ValueError unless these can standardise pixels: one number, or one a channel, and no deviation of nothing."""
+    for name, numbers in (("mean", mean), ("std", std)):
+        if numbers is not None and len(numbers) not in ((1,) if grayscale else (1, 3)):
+            wanted = "one number" if grayscale else "one number or three"
+            raise ValueError(f"{name} {tuple(numbers)} must be {wanted}, as dataset.grayscale = {grayscale}")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"std {tuple(std)} must be above 0")

@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.download import Archive, fetch, unpack
-from layerwise.data.images import ArrayImages
+from layerwise.data.images import ArrayImages, check_levels
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape
@@ -59,15 +59,7 @@ class STL10(DatasetSettings):
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> STL10:
-        allowed = (1,) if self.grayscale else (1, 3)
-        for name in ("mean", "std"):
-            if len(getattr(self, name)) not in allowed:
-                numbers = "one number" if self.grayscale else "one number or three"
-                raise ValueError(
-                    f"{name} {getattr(self, name)} must be {numbers}, as dataset.grayscale = {self.grayscale}"
-                )
-        if min(self.std) <= 0:
-            raise ValueError(f"std {self.std} must be above 0")
+        check_levels(self.mean, self.std, self.grayscale)
         return self
 
     def expects(self) -> tuple[Shape, dict[str, int]]:

@@ -39,6 +39,7 @@ class PatchResNet(NetworkSettings):
     patch: int = Field(16, ge=2, description="side of a patch, pixels")
     patch_stride: int = Field(8, ge=1, description="pixels between neighbouring patches")
     stem_channels: int = Field(64, ge=1)
+    width: float = Field(1.0, gt=0, le=64, description="all channels are multiplied by this, to the nearest 4")
     groups: tuple[Group, ...] = Field(min_length=1)
     cuts: tuple[int, ...] | None = Field(
         None, description="blocks in each module, from the first; None: a module a group"
@@ -62,8 +63,8 @@ class PatchResNet(NetworkSettings):
                 f"network.patch is {self.patch} pixels, larger than the dataset's images of {sides[0]}x{sides[1]}"
             )
         rows, columns = ((side - self.patch) // self.patch_stride + 1 for side in sides)
-        stem = Stem(self.patch, self.patch_stride, channels, self.stem_channels)
         plan = self._blocks()
+        stem = Stem(self.patch, self.patch_stride, channels, plan[0].inputs)
         blocks = [Bottleneck(*block) for block in plan]
         ends = list(accumulate(self._cuts()))
         modules: list[Module] = []
@@ -97,7 +98,7 @@ class PatchResNet(NetworkSettings):
             "kind": type(self).__name__,
             "patch": self.patch,
             "patch_stride": self.patch_stride,
-            "stem_channels": self.stem_channels,
+            "stem_channels": plan[0].inputs,
             "blocks": [list(block) for block in plan[:end]],
             "cuts": list(self._cuts()[:number]),
             "handed_on": handed_on,
@@ -107,12 +108,16 @@ class PatchResNet(NetworkSettings):
         return self.cuts or tuple(group.blocks for group in self.groups)
 
     def _blocks(self) -> list[Block]:
-        plan, width = [], self.stem_channels
+        plan, inputs = [], self._widened(self.stem_channels)
         for group in self.groups:
+            outputs = self._widened(group.channels)
             for index in range(group.blocks):
-                plan.append(Block(width, group.channels, group.stride if index == 0 else 1))
-                width = group.channels
+                plan.append(Block(inputs, outputs, group.stride if index == 0 else 1))
+                inputs = outputs
         return plan
+
+    def _widened(self, channels: int) -> int:
+        return channels if self.width == 1 else max(4 * round(channels * self.width / 4), 4)
 
 
 class Block(NamedTuple):

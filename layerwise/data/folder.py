@@ -1,0 +1,192 @@
+"""Any folder of pictures.
+
+    DIR/…                       pictures, in sub-folders or not: no labels
+    DIR/CLASS/…                 every picture in a sub-folder of DIR, and two or more of these: each is a class
+    DIR/train/…  DIR/test/…     either of the above, twice (val/ will do for test/)
+
+Files are decoded when they are asked for. With `tile`, a sample is a window of a picture, and never the whole of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+from pydantic import Field, model_validator
+
+from layerwise.data.dataset import Splits
+from layerwise.data.decode import MOST_PIXELS, SUFFIXES, Unreadable, decode
+from layerwise.data.files import FolderImages, Picture, PictureStore
+from layerwise.data.images import check_levels
+from layerwise.errors import DamagedData, NotReady
+from layerwise.progress import SILENT, Progress
+from layerwise.recipe import DatasetSettings, free
+
+READERS = 4
+
+
+class ImageFolder(DatasetSettings):
+    """The pictures in `--data-dir`."""
+
+    resize: int | None = Field(
+        96, ge=1, description="pixels to which the shorter side of a picture, or of a tile, is brought; None: as it is"
+    )
+    crop: int = Field(64, ge=1, description="side of a random crop, pixels")
+    tile: int | None = Field(
+        None, ge=1, description="side of the windows that pictures are cut into, pixels of the file; None: not cut"
+    )
+    flip: bool = Field(True, description="mirror half of the views")
+    grayscale: bool = False
+    mean: tuple[float, ...] | None = Field(
+        None, description="of pixel values from 0 to 1, one number or one a channel; None: that of photographs"
+    )
+    std: tuple[float, ...] | None = None
+    labelled: bool = Field(True, description="sub-folders are classes, where every picture is in one")
+    test: float = Field(0.2, gt=0, lt=1, description="part of the pictures that tests probes, if there is no test/")
+    validation: float = Field(0.1, gt=0, lt=1, description="part of the others that is held out of the stages")
+    max_pictures: int | None = Field(None, ge=2, description="pictures taken from each folder; None: all")
+    max_pixels: int = Field(89_478_485, ge=1, le=MOST_PIXELS, description="a picture with more is not decoded")
+    max_unreadable: int = free(20, ge=0, description="pictures that may be left out because they cannot be read")
+    memory: int = free(2**28, ge=0, description="bytes of decoded pictures that are kept for the next time")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ImageFolder:
+        if self.resize is not None and self.crop > self.resize:
+            raise ValueError(f"crop {self.crop} must be {self.resize} or less, as dataset.resize = {self.resize}")
+        if self.tile is not None and self.resize is None and self.crop > self.tile:
+            raise ValueError(f"crop {self.crop} must be {self.tile} or less, as dataset.tile = {self.tile}")
+        check_levels(self.mean, self.std, self.grayscale)
+        return self
+
+    def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
+        if data_dir is None:
+            raise NotReady("the recipe reads a folder of pictures: say which with --data-dir DIR")
+        if not data_dir.is_dir():
+            raise NotReady(f"--data-dir {str(data_dir)!r} is not a folder; it should hold pictures")
+        folders = {"train": data_dir}
+        if (data_dir / "train").is_dir():
+            tests = [data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()]
+            folders = {"train": data_dir / "train", **({"test": tests[0]} if tests else {})}
+        names = {split: self._choose(folder, data_dir) for split, folder in folders.items()}
+        if not names["train"]:
+            raise NotReady(f"there are no pictures in {str(folders['train'])!r}: no name there ends in {_endings()}")
+        pictures, notes = self._look(data_dir, folders, names, progress)
+        train, test = pictures["train"], pictures.get("test", [])
+        classes = _classes(train, test) if self.labelled else []
+        if classes and "test" not in folders:
+            train, test = _divide(train, self.test)
+        held_out = min(max(round(len(train) * self.validation), 1), len(train) - 1)
+        if held_out < 1:
+            raise NotReady(f"{str(folders['train'])!r} gives {len(train)} picture to train on; stages need two or more")
+        store = PictureStore(data_dir, self)
+
+        def split(chosen: Sequence[Picture]) -> FolderImages:
+            return FolderImages(store, chosen, classes, self, seed)
+
+        if not classes:
+            notes.append("the pictures are not in class sub-folders: there is nothing to probe with")
+        return Splits(
+            train=split(train[held_out:]),
+            validation=split(train[:held_out]),
+            probe=split(train) if classes and test else None,
+            test=split(test) if classes and test else None,
+            classes={"class": len(classes)} if classes else {},
+            notes=tuple(notes),
+        )
+
+    def _choose(self, folder: Path, data_dir: Path) -> list[str]:
+        """Names of the picture files, from the data directory on, in an order that has nothing to do with them."""
+        names = [os.path.relpath(path, data_dir) for path in _walk(folder)]
+        return sorted(names, key=lambda name: hashlib.sha256(os.fsencode(name)).digest())[: self.max_pictures]
+
+    def _look(
+        self, data_dir: Path, folders: dict[str, Path], names: dict[str, list[str]], progress: Progress
+    ) -> tuple[dict[str, list[Picture]], list[str]]:
+        """Hash and decode every file once; those that cannot be read are named in a note, up to the cap.
+
+        Raises:
+            DamagedData: more of them than `max_unreadable`.
+        """
+        progress.begin("look at the pictures", sum(map(len, names.values())), "pictures")
+        found: dict[str, list[Picture]] = {}
+        unreadable: list[str] = []
+        try:
+            with ThreadPoolExecutor(max_workers=READERS) as pool:
+                for split, folder in folders.items():
+                    found[split] = []
+                    for result in pool.map(partial(self._look_at, data_dir, folder), names[split]):
+                        progress.advance(1, 1, "")
+                        if isinstance(result, Picture):
+                            found[split].append(result)
+                        else:
+                            unreadable.append(result)
+                        if len(unreadable) > self.max_unreadable:
+                            pool.shutdown(cancel_futures=True)
+                            raise DamagedData(
+                                f"more than {self.max_unreadable} (dataset.max_unreadable) of the pictures in "
+                                f"{str(data_dir)!r} cannot be read: {_some(unreadable)}"
+                            )
+        finally:
+            progress.end()
+        total = sum(map(len, names.values()))
+        lost = f"{len(unreadable)} of {total:,} pictures cannot be read and are left out: {_some(unreadable)}"
+        return found, [lost] if unreadable else []
+
+    def _look_at(self, data_dir: Path, folder: Path, name: str) -> Picture | str:
+        try:
+            content = (data_dir / name).read_bytes()
+            image = decode(content, grayscale=self.grayscale, max_pixels=self.max_pixels)
+        except (Unreadable, OSError) as error:
+            return f"{name!r} ({error})"
+        first, *below = (data_dir / name).relative_to(folder).parts
+        return Picture(name, first if below else None, hashlib.sha256(content).hexdigest(), *image.size)
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Paths of the picture files in a folder, at any depth; hidden ones, and links to folders, are passed by."""
+
+    def refuse(error: OSError) -> None:
+        raise NotReady(f"{error.filename!r} cannot be looked into: {error.strerror}") from error
+
+    for parent, below, names in os.walk(folder, onerror=refuse):
+        below[:] = [name for name in below if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in SUFFIXES:
+                yield os.path.join(parent, name)
+
+
+def _classes(train: Sequence[Picture], test: Sequence[Picture]) -> list[str]:
+    """The classes, sorted by name; none where the pictures are not all in two sub-folders or more.
+
+    Raises:
+        NotReady: the test folder has classes that the training folder lacks.
+    """
+    known = {picture.folder for picture in train if picture.folder is not None}
+    if any(picture.folder is None for picture in (*train, *test)) or len(known) < 2:
+        return []
+    if unknown := sorted({picture.folder for picture in test if picture.folder is not None} - known):
+        raise NotReady(f"the test folder has classes that train/ lacks: {_some([repr(name) for name in unknown])}")
+    return sorted(known)
+
+
+def _divide(pictures: Sequence[Picture], part: float) -> tuple[list[Picture], list[Picture]]:
+    """Training and test pictures: this part of every class, rounded, and one picture at least where it has two."""
+    test: set[Picture] = set()
+    for folder in {picture.folder for picture in pictures}:
+        members = [picture for picture in pictures if picture.folder == folder]
+        test.update(members[: min(max(round(len(members) * part), 1), len(members) - 1)])
+    return [picture for picture in pictures if picture not in test], [
+        picture for picture in pictures if picture in test
+    ]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _endings() -> str:
+    return " ".join(sorted(SUFFIXES))
