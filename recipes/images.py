@@ -34,6 +34,6 @@ recipe = Recipe(
     objective=PatchInfoNCE(steps=5, skip=1, negatives=16),
     optimiser=Optimiser(learning_rate=2e-4),
     training=Training(batch_size=32, epochs=100, patience=10, tolerance=1e-3),
-    probe=Probe(learning_rates=(3e-4, 1e-3, 3e-3), epochs=100),
+    probe=Probe(learning_rates=(1e-3, 1e-2), epochs=300, standardise=True),
     cache=CacheSettings(dtype="float16"),
 )
