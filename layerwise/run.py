@@ -1,7 +1,7 @@
 """The run directory: everything one training produced, who holds it, and which parts of it are still true.
 
 RUN/
-  run.json                    recipe (name or path) and overrides: enough to load the recipe again
+  run.json                    recipe (name or path), overrides and the dataset's place: enough to go on
   recipe.json                 the resolved recipe, every field
   lock                        held while a command writes
   stages/1/module.safetensors the frozen module
@@ -64,9 +64,18 @@ class Run:
     def report(self) -> Path:
         return self.folder / "report"
 
-    def follow(self, source: str, overrides: Sequence[str]) -> None:
-        """Note which recipe this run follows from now on, where it came from, and each of its fields."""
-        write_json(self.folder / "run.json", {"recipe": source, "set": list(overrides)})
+    @property
+    def data_dir(self) -> Path | None:
+        """Where the dataset lay when this run was last used."""
+        known = (read_json(self.folder / "run.json") or {}).get("data_dir")
+        return None if known is None else Path(known)
+
+    def follow(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> None:
+        """Note which recipe this run follows from now on, where it came from, each of its fields, and the dataset's
+        place.
+        """
+        place = None if data_dir is None else str(data_dir.resolve())
+        write_json(self.folder / "run.json", {"recipe": source, "set": list(overrides), "data_dir": place})
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
 
     @contextmanager

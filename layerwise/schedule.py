@@ -118,10 +118,12 @@ def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:
 
 
 def run_all(setup: Setup, *, fresh: bool = False) -> None:
-    """Every stage, the cache that the next one reads, and the probes; what is done already is skipped."""
+    """Every stage, the cache that the next one reads, and the probes, where there are labels; what is done already is
+    skipped.
+    """
     for number in train_all(setup, fresh=fresh):
         for part, holder in enumerate(setup.holders, 1):
-            if holder == number:
+            if holder == number and setup.facts.classes:
                 probe_module(setup, part)
     try:
         probe_fixed(setup)

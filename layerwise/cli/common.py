@@ -117,7 +117,9 @@ def options(command: Command) -> Command:
             type=click.Path(path_type=Path),
             help="Where the run lives. Default: runs/RECIPE[-METHOD][-SCHEDULE], or the run used last.",
         ),
-        click.option("--data-dir", type=click.Path(path_type=Path), help="Where the dataset lies."),
+        click.option(
+            "--data-dir", type=click.Path(path_type=Path), help="Where the dataset lies. Default: where it lay last."
+        ),
         click.option("--download", is_flag=True, help="Fetch the dataset into --data-dir where it is missing."),
         click.option(
             "--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="Where to compute."
@@ -180,12 +182,13 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
     with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
-        setup = Setup(run, pick_device(options.device), options.data_dir, options.download, progress, should_stop)
+        data_dir = options.data_dir or run.data_dir
+        setup = Setup(run, pick_device(options.device), data_dir, options.download, progress, should_stop)
         if not writes:
             yield setup
             return
         with run.locked(purpose):
-            run.follow(source, overrides)
+            run.follow(source, overrides, data_dir)
             remember_last(folder)
             yield setup
 

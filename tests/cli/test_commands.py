@@ -95,7 +95,7 @@ def test_run_to_its_end_and_again(layerwise, schedule):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["run", "--recipe", "digit"], 2, "there is no recipe 'digit': did you mean 'digits'?"),
+        (["run", "--recipe", "digit"], 2, "there is no recipe 'digit': did you mean digits?"),
         (["run", "--recipe", "digits", "--set", "objective.negative=3"], 2, "did you mean objective.negatives?"),
         (
             ["run", "--recipe", "digits", "--set", "objective.negatives=0"],
