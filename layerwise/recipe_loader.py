@@ -60,22 +60,21 @@ def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     from layerwise.methods import with_method
     from layerwise.scale import with_scale
 
-    recipe, later = load_recipe(source), []
-    for override in overrides:
-        if _has_field(recipe, override.partition("=")[0].strip().split(".")):
-            recipe = apply_overrides(recipe, [override])
-        else:
-            later.append(override)
+    recipe = load_recipe(source)
+    known = [_has_field(recipe, override.partition("=")[0].strip().split(".")) for override in overrides]
+    recipe = apply_overrides(recipe, [override for override, now in zip(overrides, known, strict=True) if now])
+    later = [override for override, now in zip(overrides, known, strict=True) if not now]
     return apply_overrides(with_method(with_scale(recipe, recipe.scale), recipe.method), later)
 
 
 def _has_field(settings: Any, path: Sequence[str]) -> bool:
+    if not path:
+        return True
     field, *rest = path
-    return (
-        isinstance(settings, Settings)
-        and field in type(settings).model_fields
-        and (not rest or _has_field(getattr(settings, field), rest))
-    )
+    if isinstance(settings, tuple):
+        return field in map(str, range(len(settings))) and _has_field(settings[int(field)], rest)
+    known = isinstance(settings, Settings) and field in type(settings).model_fields
+    return known and _has_field(getattr(settings, field), rest)
 
 
 def _find(source: str) -> Path:

@@ -22,7 +22,7 @@ def refused(source: str, *overrides: str) -> str:
     return str(raised.value)
 
 
-FIELDS = "name, dataset, network, objective, optimiser, training, probe, cache, schedule, feed, seed"
+FIELDS = ", ".join(Recipe.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ FIELDS = "name, dataset, network, objective, optimiser, training, probe, cache, 
         ("seed.x=3", "there is no field 'seed.x': seed has no fields of its own"),
         ("cache=3", "cache is a group of fields: set one of them (cache.dtype, cache.codec, cache.views)"),
         (
-            "training.epochs=0",
-            "training.epochs = 0: should be greater than or equal to 1; the nearest good value is 1",
+            "training.batch_size=0",
+            "training.batch_size = 0: should be greater than or equal to 1; the nearest good value is 1",
         ),
         (
             "training.epochs=3.6",

@@ -99,7 +99,7 @@ def test_pictures_without_classes_run_to_the_report(tmp_path: Path, layerwise: C
 
     done = layerwise("run", "--recipe", "images", "--data-dir", "data", *overrides(*SMALL))
 
-    assert done["exit_code"] == 0
+    assert done["exit_code"] == 0, done
     assert [stage["module"] for stage in done["stages"]] == [1, 2, 3]
     assert done["probes"] == []
     assert "there is nothing to probe with" in Path(done["report"]).read_text()
@@ -111,7 +111,7 @@ def test_tiles_of_large_pictures_run_to_the_report(tmp_path: Path, layerwise: Co
 
     done = layerwise("run", "--recipe", "images", "--data-dir", "data", *overrides(*SMALL, *tiled))
 
-    assert done["exit_code"] == 0
+    assert done["exit_code"] == 0, done
     assert done["dataset"]["sizes"] == {"train": 30, "validation": 6, "probe": 36, "test": 12}
     assert [probe["module"] for probe in done["probes"]] == [1, 2, 3]
 

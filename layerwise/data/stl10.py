@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -51,7 +50,6 @@ class STL10(DatasetSettings):
     grayscale: bool = True
     mean: tuple[float, ...] = Field((0.4120,), description="of pixel values from 0 to 1; one number, or one a channel")
     std: tuple[float, ...] = (0.2570,)
-    train_on: Literal["unlabelled", "labelled"] = Field("unlabelled", description="labelled: for methods with labels")
     validation: float = Field(0.05, gt=0, lt=1, description="part of the training pictures that is held out of stages")
     max_train: int | None = Field(None, ge=2, description="training and validation pictures taken; None: all")
     max_probe: int | None = Field(None, ge=1, description="labelled training pictures taken; None: all")
@@ -84,17 +82,16 @@ class STL10(DatasetSettings):
                 seed=seed,
             )
 
-        source = "unlabeled" if self.train_on == "unlabelled" else "train"
         # The choice of pictures is the dataset's own: it is the same for every seed of the training.
-        chosen = numpy_generator(0, "stl10", source).permutation(len(pictures[source]))[: self.max_train]
+        chosen = numpy_generator(0, "stl10", "unlabeled").permutation(len(pictures["unlabeled"]))[: self.max_train]
         held_out = min(max(round(len(chosen) * self.validation), 1), len(chosen) - 1)
         if held_out < 1:
             raise NotReady(
-                f"{folder / f'{source}_X.bin'} holds {len(pictures[source])} picture; stages need two or more"
+                f"{folder / 'unlabeled_X.bin'} holds {len(pictures['unlabeled'])} picture; stages need two or more"
             )
         return Splits(
-            train=split(source, np.sort(chosen[held_out:])),
-            validation=split(source, np.sort(chosen[:held_out])),
+            train=split("unlabeled", np.sort(chosen[held_out:])),
+            validation=split("unlabeled", np.sort(chosen[:held_out])),
             probe=split("train", _some(len(pictures["train"]), self.max_probe, "train")),
             test=split("test", _some(len(pictures["test"]), self.max_test, "test")),
             classes={"class": CLASSES},

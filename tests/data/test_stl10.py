@@ -88,6 +88,13 @@ def test_sizes_and_disjoint_stages(data: Path) -> None:
     assert splits.classes == {"class": 10}
 
 
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_what_is_expected_is_what_comes(data: Path, grayscale: bool) -> None:
+    settings = STL10(grayscale=grayscale, crop=48)
+    splits = settings.open(data, download=False, seed=0)
+    assert settings.expects() == (splits.train.sample_shape, splits.classes)
+
+
 def test_limits(data: Path) -> None:
     splits = open_(data, max_train=8, max_probe=7, max_test=3, validation=0.25)
 
@@ -98,13 +105,6 @@ def test_limits(data: Path) -> None:
         "test": 3,
     }
     assert list(splits.test.labels["class"]) == [int(name.removeprefix("test-")) % 10 for name in splits.test.ids]
-
-
-def test_labelled_training_for_methods_with_labels(data: Path) -> None:
-    splits = open_(data, train_on="labelled")
-
-    assert len(splits.train) == 19
-    assert list(splits.train.labels["class"]) == [int(name.removeprefix("train-")) % 10 for name in splits.train.ids]
 
 
 def test_the_choice_of_pictures_does_not_depend_on_the_seed_and_views_do(data: Path) -> None:
@@ -255,7 +255,6 @@ def test_download(tmp_path: Path, published: Path, below: str) -> None:
         ("dataset.mean=[0.4,0.4,0.4]", "mean .* must be one number, as dataset.grayscale = True"),
         ("dataset.std=[0]", "std .* must be above 0"),
         ("dataset.crop=97", "dataset.crop = 97: should be less than or equal to 96; the nearest good value is 96"),
-        ("dataset.train_on=labeled", "did you mean 'labelled'"),
     ],
 )
 def test_bad_settings(override: str, message: str) -> None:
