@@ -33,7 +33,10 @@ FIELDS = ", ".join(Recipe.model_fields)
         ("zzz=3", f"there is no field 'zzz': the recipe has {FIELDS}"),
         ("network.groups.3.blocks=2", "there is no field 'network.groups.3.blocks': network.groups has 0, 1, 2"),
         ("seed.x=3", "there is no field 'seed.x': seed has no fields of its own"),
-        ("cache=3", "cache is a group of fields: set one of them (cache.dtype, cache.codec, cache.views)"),
+        (
+            "objective=3",
+            "objective is a group of fields: set one of them (objective.steps, objective.skip, objective.negatives)",
+        ),
         (
             "training.batch_size=0",
             "training.batch_size = 0: should be greater than or equal to 1; the nearest good value is 1",
