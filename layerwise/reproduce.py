@@ -73,7 +73,7 @@ class Ground:
         run = open_run(folder, recipe)
         setup = Setup(run, self.device, self.data_dir, self.download, self.progress, self.should_stop)
         with run.locked("reproduce"):
-            run.follow(self.source, overrides)
+            run.follow(self.source, overrides, self.data_dir)
             for _ in train_all(setup, fresh=self.fresh):
                 pass
             yield setup

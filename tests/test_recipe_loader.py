@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -181,7 +182,7 @@ def test_a_name_is_never_a_path(name: str) -> None:
 
 @given(NAMES)
 def test_a_path_to_nothing_is_answered_in_one_line(name: str) -> None:
-    assume(not Path(name.replace("\0", "") + ".py").exists())
+    assume(not os.path.exists(name + ".py"))
     assert refused(name + ".py").isprintable()
 
 
