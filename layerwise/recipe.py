@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from layerwise.errors import RecipeError
 from layerwise.progress import SILENT, Progress
 from layerwise.units import parse_bytes
 
@@ -100,6 +101,14 @@ class NetworkSettings(Settings, ABC):
         """The same network with about `scale` times the work a sample; itself where it cannot be made smaller."""
         return self
 
+    def repeated(self, count: int) -> NetworkSettings:
+        """A network of so many modules, each like this one's first: for the report of memory over depth.
+
+        Raises:
+            RecipeError: this kind of network has no such variant.
+        """
+        raise RecipeError(f"a {type(self).__name__} cannot be made deeper: --depth is for networks that can")
+
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
         return self.identity()
@@ -147,6 +156,9 @@ class Training(Settings):
     checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
     micro_batch: int | None = free(
         None, ge=1, description="samples that go through the module at once; None: the whole batch"
+    )
+    checkpointing: bool = free(
+        False, description="keep activations between a module's blocks only, and compute the others again"
     )
     max_memory: Bytes | None = free(
         None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch"

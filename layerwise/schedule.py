@@ -14,7 +14,7 @@ from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
 from layerwise.probe import probe_fixed, probe_module
-from layerwise.setup import Setup
+from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
 from layerwise.units import size
 
@@ -56,14 +56,17 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         drop_checkpoint(folder)
         for number in numbers:
             (setup.run.stage(number) / "stage.json").unlink(missing_ok=True)
-    modules = setup.untrained()
-    learners = [setup.learner(number, modules[number - 1]) for number in numbers]
+    title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
+    fit = _fit(setup, numbers, title)
+    fitted = recipe if fit is None else fit.applied(recipe)
+    modules, facts = setup.untrained(), setup.facts
+    learners = [
+        make_learner(fitted, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device)
+        for number in numbers
+    ]
     del modules  # the prefix and the suffix have no part in this stage
     made_from = stage_identity(setup, numbers[-1])
-    title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     steps = feed.samples // recipe.training.batch_size
-    fit = _fit(setup, numbers, title)
-    arithmetic = setup.arithmetic if fit is None else replace(setup.arithmetic, micro_batch=fit.micro_batch)
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
     with (
@@ -75,7 +78,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             learners,
             feed,
             recipe.training,
-            arithmetic,
+            replace(setup.arithmetic, micro_batch=fitted.training.micro_batch),
             folder,
             made_from,
             setup.progress,
@@ -111,9 +114,8 @@ def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:
         setup.progress.note(str(error))
         return None
     if training.max_memory is not None:
-        how = "whole batches" if fit.micro_batch is None else f"micro-batches of {fit.micro_batch}"
         taken, allowed = size(fit.footprint.peak), size(training.max_memory)
-        setup.progress.note(f"{title}: {how} of {training.batch_size}, {taken} of {allowed} (predicted)")
+        setup.progress.note(f"{title}: {fit} (batch {training.batch_size}), {taken} of {allowed} (predicted)")
     return fit
 
 

@@ -11,6 +11,7 @@ import torch
 
 from layerwise.data.dataset import Splits
 from layerwise.errors import NotReady, UsageError
+from layerwise.nets.checkpointing import checkpoint_blocks
 from layerwise.nets.module import Module
 from layerwise.progress import Progress, Silent
 from layerwise.recipe import Recipe, Shape
@@ -169,6 +170,8 @@ def make_learner(
         module.to(device)
         objective.to(device)
     module.train()
+    if recipe.training.checkpointing:
+        checkpoint_blocks(module)
     rates = recipe.optimiser
     optimiser = torch.optim.Adam(
         [*module.parameters(), *objective.parameters()],

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from layerwise.errors import Diverged, RecipeError
 from layerwise.feeds import Batch
+from layerwise.memory.baselines import summed_step
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.infonce import PatchInfoNCE
@@ -148,25 +149,12 @@ def test_a_micro_batch_of_all_samples_or_more_is_the_whole_batch() -> None:
     assert torch.equal(weights(arms[None]), weights(arms[100]))
 
 
-def summed_loss_step(found: Sequence[Learner], batch: Batch) -> None:
-    """All modules' graphs at once: the published code's way."""
-    x, total = batch.inputs, torch.zeros(())
-    for learner in found:
-        encoded = learner.module(x)
-        context = Context(torch_generator(3, "draws", learner.number, 0), batch.labels)
-        total = total + learner.objective.loss(learner.objective.represent(encoded), context)
-        x = encoded.output.detach()
-    total.backward()
-    for learner in found:
-        learner.optimiser.step()
-
-
 @pytest.mark.parametrize("make", [vision, recurrent])
 def test_eager_backward_gives_the_bits_of_the_summed_loss(make) -> None:
     modules, objectives, batch = make(torch.float32)
     eager, summed = learners(modules, objectives), learners(modules, objectives)
     train_step(eager, batch, 0, arithmetic())
-    summed_loss_step(summed, batch)
+    summed_step(summed, batch, 0, arithmetic())
     assert torch.equal(weights(eager), weights(summed))
 
 

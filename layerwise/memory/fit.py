@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from layerwise.errors import WillNotFit
-from layerwise.memory.predict import Footprint, Samples, predict
+from layerwise.memory.predict import Footprint, Samples, Step, predict
 from layerwise.recipe import Recipe
+from layerwise.step import train_step
 from layerwise.units import size
 
 
@@ -20,11 +21,29 @@ class Fit:
     micro_batch: int | None
     """Samples at once; None: the whole batch."""
     footprint: Footprint
+    checkpointing: bool = False
+    """Whether activations inside the module's blocks are computed a second time."""
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The recipe, trained so."""
+        found = {"micro_batch": self.micro_batch, "checkpointing": self.checkpointing}
+        return recipe.model_copy(update={"training": recipe.training.model_copy(update=found)})
+
+    def __str__(self) -> str:
+        how = "whole batches" if self.micro_batch is None else f"micro-batches of {self.micro_batch}"
+        return how + (" with activation checkpointing" if self.checkpointing else "")
 
 
-def fit(recipe: Recipe, numbers: Sequence[int], samples: Samples, *, host_apart: bool = True) -> Fit:
-    """The largest of batch, half of it, a quarter, … that stays under `training.max_memory`; without a budget, the
-    recipe's own micro-batch.
+def fit(
+    recipe: Recipe,
+    numbers: Sequence[int],
+    samples: Samples,
+    *,
+    host_apart: bool = True,
+    step: Step = train_step,
+) -> Fit:
+    """The largest of batch, half of it, a quarter, … that stays under `training.max_memory`, and where none does, the
+    smallest with activation checkpointing; without a budget, what the recipe says.
 
     Raises:
         WillNotFit: not even the smallest micro-batch does; the message says what would.
@@ -33,28 +52,31 @@ def fit(recipe: Recipe, numbers: Sequence[int], samples: Samples, *, host_apart:
     training = recipe.training
     budget = training.max_memory
     tried: list[Fit] = []
-    for micro_batch in _sizes(recipe, numbers, samples):
-        settings = training.model_copy(update={"micro_batch": micro_batch})
-        footprint = predict(recipe.model_copy(update={"training": settings}), numbers, samples, host_apart=host_apart)
-        tried.append(Fit(micro_batch, footprint))
+    for micro_batch, checkpointing in _ways(recipe, numbers, samples):
+        settings = training.model_copy(update={"micro_batch": micro_batch, "checkpointing": checkpointing})
+        footprint = predict(
+            recipe.model_copy(update={"training": settings}), numbers, samples, host_apart=host_apart, step=step
+        )
+        tried.append(Fit(micro_batch, footprint, checkpointing))
         if budget is None or footprint.peak <= budget:
             return tried[-1]
     assert budget is not None
     raise WillNotFit(_refusal(recipe, numbers, budget, min(tried, key=lambda fit: fit.footprint.peak)))
 
 
-def _sizes(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[int | None]:
+def _ways(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[tuple[int | None, bool]]:
     training = recipe.training
-    if training.micro_batch is not None or training.max_memory is None:
-        yield training.micro_batch
+    micro_batch = training.micro_batch
+    yield micro_batch, training.checkpointing
+    if training.max_memory is None:
         return
-    yield None
-    if _coupled(recipe, numbers, samples) is not None:
-        return
-    micro_batch = training.batch_size
-    while micro_batch > 1:
-        micro_batch = (micro_batch + 1) // 2
-        yield micro_batch
+    if micro_batch is None and _coupled(recipe, numbers, samples) is None:
+        micro_batch = training.batch_size
+        while micro_batch > 1:
+            micro_batch = (micro_batch + 1) // 2
+            yield micro_batch, training.checkpointing
+    if not training.checkpointing:
+        yield micro_batch, True
 
 
 def _coupled(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> str | None:
@@ -67,7 +89,6 @@ def _coupled(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> str | 
 def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit) -> str:
     footprint, training = least.footprint, recipe.training
     whom = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]} to {numbers[-1]} together"
-    how = "whole batches" if least.micro_batch is None else f"micro-batches of {least.micro_batch}"
     rest = footprint.peak - footprint.floor
     advice = [f"--max-memory {-(-footprint.peak // 10**6)}MB"]
     if least.micro_batch not in (None, 1) and training.micro_batch is not None:
@@ -78,7 +99,8 @@ def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit) ->
         advice.append("--schedule iterative")
     advice.append("a network cut into more modules")
     return (
-        f"{whom} in {how} of {training.batch_size} need {size(footprint.peak)} (predicted: parameters, gradients and "
-        f"optimiser {size(footprint.floor)}, inputs and activations {size(rest)}), and the budget is {size(budget)}. "
+        f"{whom} in {least} (batch {training.batch_size}) need {size(footprint.peak)} (predicted: parameters, "
+        f"gradients and optimiser {size(footprint.floor)}, inputs and activations {size(rest)}), and the "
+        f"budget is {size(budget)}. "
         f"What would fit: {', or '.join(advice)}"
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -16,6 +16,10 @@ import torch
 
 from layerwise.errors import WillNotFit
 from layerwise.memory.fit import Fit
+from layerwise.memory.predict import Samples, Step, stage_batch
+from layerwise.recipe import Recipe
+from layerwise.setup import make_learner
+from layerwise.step import Arithmetic, train_step
 from layerwise.units import size
 
 
@@ -31,6 +35,8 @@ class Peak:
     """In tensors."""
     micro_batch: int | None = None
     """Samples that went through at once; None: the whole batch."""
+    checkpointing: bool = False
+    """Whether activations inside blocks were computed a second time."""
 
 
 @contextmanager
@@ -38,7 +44,8 @@ def peak(device: torch.device, fit: Fit | None = None) -> Iterator[Peak]:
     """Measure the block."""
     found = Peak()
     if fit is not None:
-        found.predicted, found.micro_batch = fit.footprint.peak, fit.micro_batch
+        found.predicted = fit.footprint.peak
+        found.micro_batch, found.checkpointing = fit.micro_batch, fit.checkpointing
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     yield found
@@ -84,6 +91,38 @@ def explain_exhaustion(device: torch.device, fit: Fit | None, batch_size: int, w
             f"{size(fit.footprint.peak if fit is not None else None)} predicted. Try {smaller}--max-memory with what "
             "the device has free"
         ) from error
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Most bytes that real steps held on a CUDA device."""
+
+    allocated: int
+    reserved: int
+    process: int | None
+    """With the CUDA context; None where the driver does not tell."""
+    device: str
+
+
+def measure(
+    recipe: Recipe, numbers: Sequence[int], samples: Samples, device: torch.device, step: Step = train_step
+) -> Measured:
+    """Train these modules for three real steps on zeros; the first makes the optimiser's states and is not measured."""
+    modules = recipe.network.modules(samples.shape)
+    batch = stage_batch(recipe, modules[: numbers[0] - 1], samples)
+    learners = [
+        make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device) for number in numbers
+    ]
+    del modules
+    arithmetic = Arithmetic(device, recipe.training.precision, recipe.training.micro_batch, recipe.seed)
+    step(learners, batch, 0, arithmetic)
+    with peak(device) as found:
+        for number in (1, 2):
+            step(learners, batch, number, arithmetic)
+        torch.cuda.synchronize(device)
+    assert found.allocated is not None
+    assert found.reserved is not None
+    return Measured(found.allocated, found.reserved, process_bytes(device), torch.cuda.get_device_name(device))
 
 
 def process_bytes(device: torch.device) -> int | None:

@@ -89,7 +89,9 @@ def predict(
     with _shapes_only(), live:
         modules = recipe.network.modules(samples.shape)
         below = modules[: numbers[0] - 1]
-        batch = _stage_inputs(recipe, below, samples, live, host_apart)
+        given = stage_batch(recipe, below, samples)
+        live.claim([given.inputs], None if host_apart else "inputs")
+        batch = _Counted(given.inputs, given.labels, decode=given.decode, live=live, host_apart=host_apart)
         device = torch.device("cpu")
         learners = [
             make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device)
@@ -98,6 +100,7 @@ def predict(
         del modules
         if recipe.feed == "cache":
             below.clear()
+        live.claim((weight for module in below for weight in module.parameters()), "parameters")
         _claim_parts(learners, live)
         abridged = [_Abridged(learner.module) for learner in learners]
         learners = [replace(learner, module=module) for learner, module in zip(learners, abridged, strict=True)]
@@ -181,24 +184,18 @@ class _Counted(Batch):
         return inputs
 
 
-def _stage_inputs(
-    recipe: Recipe, prefix: Sequence[Module], samples: Samples, live: LiveBytes, host_apart: bool
-) -> Batch:
-    """A batch as the stage's feed gives it: the dataset's, a cache's, or one computed by the modules below."""
+def stage_batch(recipe: Recipe, below: Sequence[Module], samples: Samples) -> Batch:
+    """A batch of zeros as the stage's feed gives it: the dataset's, a cache's, or one computed by the modules below."""
     size = recipe.training.batch_size
     labels = {task: torch.zeros(size, dtype=torch.long) for task in samples.classes}
     one = torch.zeros(1, *samples.shape)
     with torch.no_grad():
-        for module in prefix:
+        for module in below:
             one = module(one).output
     dtype, decode = one.dtype, as_stored
-    if prefix and recipe.feed == "cache":
+    if below and recipe.feed == "cache":
         dtype, decode = STORED[recipe.cache.dtype], partial(_decode, bits=recipe.cache.dtype == "bfloat16")
-    elif prefix:
-        live.claim((weight for module in prefix for weight in module.parameters()), "parameters")
-    inputs = torch.zeros(size, *one.shape[1:], dtype=dtype)
-    live.claim([inputs], None if host_apart else "inputs")
-    return _Counted(inputs, labels, decode=decode, live=live, host_apart=host_apart)
+    return Batch(torch.zeros(size, *one.shape[1:], dtype=dtype), labels, decode=decode)
 
 
 def _decode(stored: Tensor, bits: bool) -> Tensor:

@@ -90,6 +90,11 @@ class PatchResNet(NetworkSettings):
         groups = tuple(group.model_copy(update={"channels": width(group.channels)}) for group in self.groups)
         return self.model_copy(update={"groups": groups, "stem_channels": width(self.stem_channels)})
 
+    def repeated(self, count: int) -> PatchResNet:
+        blocks = self._cuts()[0]
+        first = self.groups[0].model_copy(update={"blocks": blocks * count})
+        return self.model_copy(update={"groups": (first,), "cuts": (blocks,) * count})
+
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         plan = self._blocks()
         end = list(accumulate(self._cuts()))[number - 1]

@@ -1,0 +1,205 @@
+"""The rows of the memory table: ways to train one network, and what one step of each takes (paper, Table 2).
+
+Each row is worked out in a process of its own, so that none sees another's allocator: `python -m layerwise.memory.rows`
+reads one row as JSON and writes what it found.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from layerwise.errors import LayerwiseError, NotReady
+from layerwise.memory.baselines import summed_step
+from layerwise.memory.fit import fit
+from layerwise.memory.measure import measure
+from layerwise.memory.predict import Samples, Step
+from layerwise.methods import with_method
+from layerwise.recipe import MethodName, Recipe
+from layerwise.recipe_loader import apply_overrides, load_recipe
+from layerwise.step import train_step
+
+PAPER = {"supervised": 6.3, "cpc": 7.7, "gim all": 7.0, "gim module 1": 2.5}
+"""Table 2 of the paper: GB of GPU memory at batch 16, with the PyTorch of 2019."""
+STEPS: dict[str, Step] = {"eager": train_step, "summed": summed_step}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to train."""
+
+    name: str
+    method: MethodName
+    modules: tuple[int, ...] | None = None
+    """Those that learn in one step; None: all."""
+    training: tuple[str, ...] = ()
+    """Overrides of the recipe's `training`, such as `max_memory=500MB`."""
+    step: str = "eager"
+    paper: float | None = None
+    """The paper's figure, GB."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the rows have in common."""
+
+    recipe: str
+    """Name or path."""
+    overrides: tuple[str, ...] = ()
+    batch: int = 16
+    device: str = "cpu"
+    depth: int | None = None
+    """So many modules in place of the recipe's own; see `NetworkSettings.repeated`."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one row takes, in bytes."""
+
+    row: Row
+    depth: int
+    """Modules that the network has."""
+    predicted: dict[str, int] = field(default_factory=dict)
+    """`Footprint`, by field; empty where it could not be told."""
+    measured: dict[str, Any] | None = None
+    """`Measured`, by field; None without CUDA."""
+    micro_batch: int | None = None
+    checkpointing: bool = False
+    problem: str | None = None
+    """Why there is no figure."""
+
+    @property
+    def peak(self) -> int | None:
+        return self.predicted.get("peak") if self.measured is None else int(self.measured["allocated"])
+
+    @property
+    def error(self) -> float | None:
+        """Of the prediction, as a part of what was measured."""
+        if self.measured is None or not self.predicted:
+            return None
+        return float(self.predicted["peak"] / self.measured["allocated"] - 1)
+
+
+def table_rows(modules: int, methods: Sequence[MethodName], budget: str) -> list[Row]:
+    """The paper's rows, and ours, of a network of so many modules."""
+    rows: list[Row] = []
+    for method in methods:
+        if method == "gim":
+            rows += _greedy_rows(method, "gim", modules, budget)
+        elif method in ("greedy-supervised", "predsim", "greedy-dim"):
+            rows += _greedy_rows(method, method, modules, None)
+        else:
+            rows.append(Row(method, method, paper=PAPER.get(method)))
+            rows.append(Row(f"{method}, gradient checkpointing", method, training=("checkpointing=true",)))
+    return rows
+
+
+def _greedy_rows(method: MethodName, name: str, modules: int, budget: str | None) -> list[Row]:
+    every = [(number,) for number in range(1, modules + 1)]
+    rows = [Row(f"{name} all, losses summed", method, step="summed", paper=PAPER.get(f"{name} all"))]
+    rows += [Row(f"{name} module {m[0]}", method, m, paper=PAPER.get(f"{name} module {m[0]}")) for m in every]
+    rows.append(Row(f"{name} all, eager", method))
+    if budget is not None:
+        bf16, under = ("precision=bf16",), (f"max_memory={budget}",)
+        rows += [Row(f"{name} module {m[0]}, bf16", method, m, bf16) for m in every]
+        rows.append(Row(f"{name} all, eager, bf16", method, None, bf16))
+        rows += [Row(f"{name} module {m[0]} under {budget}", method, m, under) for m in every]
+        rows.append(Row(f"{name} all, eager, under {budget}", method, None, under))
+        rows += [Row(f"{name} module {m[0]}, one by one", method, m, ("micro_batch=1",)) for m in every]
+        rows.append(Row(f"{name} all, eager, one by one", method, None, ("micro_batch=1",)))
+    return rows
+
+
+def depth_rows(depth: int) -> list[Row]:
+    """What is compared over depth: the deepest stage alone, all modules together in two ways, and end to end."""
+    return [
+        Row("gim, deepest stage", "gim", (depth,)),
+        Row("gim all, eager", "gim"),
+        Row("gim all, losses summed", "gim", step="summed"),
+        Row("cpc", "cpc"),
+        Row("supervised", "supervised"),
+        Row("supervised, gradient checkpointing", "supervised", training=("checkpointing=true",)),
+    ]
+
+
+def row_recipe(asked: Asked, row: Row) -> Recipe:
+    """The recipe that a row trains."""
+    overrides = [*asked.overrides, f"training.batch_size={asked.batch}", *(f"training.{one}" for one in row.training)]
+    recipe = apply_overrides(load_recipe(asked.recipe), overrides)
+    if asked.depth is not None:
+        recipe = recipe.model_copy(update={"network": recipe.network.repeated(asked.depth)})
+    return with_method(recipe, row.method)
+
+
+def samples_of(recipe: Recipe) -> Samples:
+    """
+    Raises:
+        NotReady: the settings of the dataset do not tell.
+    """
+    expected = recipe.dataset.expects()
+    if expected is None:
+        raise NotReady(
+            f"the settings of {type(recipe.dataset).__name__} do not tell the shape of a sample: memory can be predicted "
+            "for a run whose dataset was opened (layerwise plan), or for a recipe with a dataset of a known shape"
+        )
+    return Samples(*expected)
+
+
+def count_modules(recipe: Recipe) -> int:
+    with torch.device("meta"):
+        return len(recipe.network.modules(samples_of(recipe).shape))
+
+
+def work_out(asked: Asked, row: Row) -> Found:
+    """One row, in this process."""
+    recipe = row_recipe(asked, row)
+    samples, modules = samples_of(recipe), count_modules(recipe)
+    numbers = row.modules or tuple(range(1, modules + 1))
+    depth = asked.depth or modules
+    try:
+        found = fit(recipe, numbers, samples, step=STEPS[row.step])
+    except LayerwiseError as error:
+        return Found(row, depth, problem=str(error))
+    measured = None
+    if asked.device == "cuda":
+        measured = asdict(measure(found.applied(recipe), numbers, samples, torch.device("cuda"), STEPS[row.step]))
+    return Found(row, depth, asdict(found.footprint), measured, found.micro_batch, found.checkpointing)
+
+
+def work_out_apart(asked: Asked, row: Row) -> Found:
+    """One row, in a fresh process."""
+    request = json.dumps({"asked": asdict(asked), "row": asdict(row)})
+    paths = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=request,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+        check=False,
+    )
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        return Found(row, asked.depth or 0, problem=f"its process ended with {done.returncode}: {last[0]}")
+    told = json.loads(done.stdout)
+    return Found(**{**told, "row": row})
+
+
+def main() -> None:
+    request = json.load(sys.stdin)
+    asked, row = request["asked"], request["row"]
+    asked = Asked(**{**asked, "overrides": tuple(asked["overrides"])})
+    modules = None if row["modules"] is None else tuple(row["modules"])
+    row = Row(**{**row, "modules": modules, "training": tuple(row["training"])})
+    json.dump(asdict(work_out(asked, row)), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()
