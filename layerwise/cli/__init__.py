@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, probe, recipes, reproduce, run, stage, status, verify
+from layerwise.cli import cache, memreport, probe, recipes, reproduce, run, stage, status, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -22,8 +22,11 @@ def main() -> None:
       layerwise cache --module 1
       layerwise stage 2
       layerwise probe --module 2
+    \b
+    Before anything runs:
+      layerwise memreport               what each way of training takes, beside the paper's figures
     """
 
 
-for module in (run, stage, cache, probe, status, verify, reproduce, recipes):
+for module in (run, stage, cache, probe, memreport, status, verify, reproduce, recipes):
     main.add_command(module.command)

@@ -1,7 +1,7 @@
 """The rows of the memory table: ways to train one network, and what one step of each takes (paper, Table 2).
 
-Each row is worked out in a process of its own, so that none sees another's allocator: `python -m layerwise.memory.rows`
-reads one row as JSON and writes what it found.
+`python -m layerwise.memory.rows` reads rows as JSON and writes what it found. A row that is measured gets a process of
+its own, so that none sees another's allocator; predictions allocate nothing, and share one.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from layerwise.step import train_step
 
 PAPER = {"supervised": 6.3, "cpc": 7.7, "gim all": 7.0, "gim module 1": 2.5}
 """Table 2 of the paper: GB of GPU memory at batch 16, with the PyTorch of 2019."""
+SUMMED = ", losses summed"  # how the published code, and so the paper, trains all modules
 STEPS: dict[str, Step] = {"eager": train_step, "summed": summed_step}
 
 
@@ -87,24 +88,27 @@ class Found:
         return float(self.predicted["peak"] / self.measured["allocated"] - 1)
 
 
-def table_rows(modules: int, methods: Sequence[MethodName], budget: str) -> list[Row]:
-    """The paper's rows, and ours, of a network of so many modules."""
-    rows: list[Row] = []
-    for method in methods:
-        if method == "gim":
-            rows += _greedy_rows(method, "gim", modules, budget)
-        elif method in ("greedy-supervised", "predsim", "greedy-dim"):
-            rows += _greedy_rows(method, method, modules, None)
-        else:
-            rows.append(Row(method, method, paper=PAPER.get(method)))
-            rows.append(Row(f"{method}, gradient checkpointing", method, training=("checkpointing=true",)))
-    return rows
+def table_rows(
+    modules: int, methods: Sequence[MethodName], budget: str, paper: Mapping[str, float] | None = None
+) -> list[Row]:
+    """The paper's rows, and ours, of a network of so many modules, beside the figures in `paper`."""
+    rows = [row for method in methods for row in _rows_of(method, modules, budget)]
+    return [replace(row, paper=(paper or {}).get(row.name.removesuffix(SUMMED))) for row in rows]
 
 
-def _greedy_rows(method: MethodName, name: str, modules: int, budget: str | None) -> list[Row]:
+def _rows_of(method: MethodName, modules: int, budget: str) -> list[Row]:
+    if method == "gim":
+        return _greedy_rows(method, modules, budget)
+    if method in ("greedy-supervised", "predsim", "greedy-dim"):
+        return _greedy_rows(method, modules, None)
+    return [Row(method, method), Row(f"{method}, checkpointed", method, training=("checkpointing=true",))]
+
+
+def _greedy_rows(name: MethodName, modules: int, budget: str | None) -> list[Row]:
+    method = name
     every = [(number,) for number in range(1, modules + 1)]
-    rows = [Row(f"{name} all, losses summed", method, step="summed", paper=PAPER.get(f"{name} all"))]
-    rows += [Row(f"{name} module {m[0]}", method, m, paper=PAPER.get(f"{name} module {m[0]}")) for m in every]
+    rows = [Row(f"{name} all{SUMMED}", method, step="summed")]
+    rows += [Row(f"{name} module {m[0]}", method, m) for m in every]
     rows.append(Row(f"{name} all, eager", method))
     if budget is not None:
         bf16, under = ("precision=bf16",), (f"max_memory={budget}",)
@@ -125,7 +129,7 @@ def depth_rows(depth: int) -> list[Row]:
         Row("gim all, losses summed", "gim", step="summed"),
         Row("cpc", "cpc"),
         Row("supervised", "supervised"),
-        Row("supervised, gradient checkpointing", "supervised", training=("checkpointing=true",)),
+        Row("supervised, checkpointed", "supervised", training=("checkpointing=true",)),
     ]
 
 
@@ -146,8 +150,8 @@ def samples_of(recipe: Recipe) -> Samples:
     expected = recipe.dataset.expects()
     if expected is None:
         raise NotReady(
-            f"the settings of {type(recipe.dataset).__name__} do not tell the shape of a sample: memory can be predicted "
-            "for a run whose dataset was opened (layerwise plan), or for a recipe with a dataset of a known shape"
+            f"the settings of {type(recipe.dataset).__name__} do not tell the shape of a sample, only its files do: "
+            "layerwise plan opens them"
         )
     return Samples(*expected)
 
@@ -173,9 +177,9 @@ def work_out(asked: Asked, row: Row) -> Found:
     return Found(row, depth, asdict(found.footprint), measured, found.micro_batch, found.checkpointing)
 
 
-def work_out_apart(asked: Asked, row: Row) -> Found:
-    """One row, in a fresh process."""
-    request = json.dumps({"asked": asdict(asked), "row": asdict(row)})
+def work_out_apart(pairs: Sequence[tuple[Asked, Row]]) -> list[Found]:
+    """Rows, in a fresh process."""
+    request = json.dumps([{"asked": asdict(asked), "row": asdict(row)} for asked, row in pairs])
     paths = os.pathsep.join(path for path in sys.path if path)
     done = subprocess.run(
         [sys.executable, "-m", __name__],
@@ -187,18 +191,23 @@ def work_out_apart(asked: Asked, row: Row) -> Found:
     )
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        return Found(row, asked.depth or 0, problem=f"its process ended with {done.returncode}: {last[0]}")
-    told = json.loads(done.stdout)
-    return Found(**{**told, "row": row})
+        problem = f"its process ended with {done.returncode}: {last[0]}"
+        return [Found(row, asked.depth or 0, problem=problem) for asked, row in pairs]
+    return [Found(**{**told, "row": row}) for told, (_, row) in zip(json.loads(done.stdout), pairs, strict=True)]
 
 
 def main() -> None:
-    request = json.load(sys.stdin)
-    asked, row = request["asked"], request["row"]
-    asked = Asked(**{**asked, "overrides": tuple(asked["overrides"])})
-    modules = None if row["modules"] is None else tuple(row["modules"])
-    row = Row(**{**row, "modules": modules, "training": tuple(row["training"])})
-    json.dump(asdict(work_out(asked, row)), sys.stdout)
+    found = []
+    for request in json.load(sys.stdin):
+        asked, row = request["asked"], request["row"]
+        modules = None if row["modules"] is None else tuple(row["modules"])
+        found.append(
+            work_out(
+                Asked(**{**asked, "overrides": tuple(asked["overrides"])}),
+                Row(**{**row, "modules": modules, "training": tuple(row["training"])}),
+            )
+        )
+    json.dump([asdict(one) for one in found], sys.stdout)
 
 
 if __name__ == "__main__":

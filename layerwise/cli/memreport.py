@@ -1,0 +1,118 @@
+"""layerwise memreport"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from layerwise.cli.common import DEVICES, METHODS, errors_to_exit_codes, pick_device
+
+if TYPE_CHECKING:
+    from layerwise.memory.rows import Asked, Found, Row
+
+
+class Depths(click.ParamType):  # type: ignore[type-arg]
+    """`3,6,12`: numbers of modules, in rising order."""
+
+    name = "depths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        parts = str(value).split(",")
+        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+            self.fail(f"{value!r} is not a list of numbers of modules, such as 3,6,12", param, ctx)
+        return tuple(sorted({int(part) for part in parts}))
+
+
+@click.command(name="memreport")
+@click.option("--recipe", metavar="NAME|FILE.py", default="stl10", show_default=True, help="Whose network to look at.")
+@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe.")
+@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Samples a step.")
+@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, help="Only these. May be repeated.")
+@click.option(
+    "--max-memory", "budget", metavar="BYTES", default="500MB", show_default=True, help="For the rows under one."
+)
+@click.option(
+    "--depth", "depths", type=Depths(), help="Peak against the number of modules instead, as in 3,6,12,24,48."
+)
+@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="cpu: predict only.")
+@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there too.")
+@click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw the peaks there, as a PNG.")
+@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+def command(
+    recipe: str,
+    overrides: tuple[str, ...],
+    batch: int,
+    methods: tuple[Any, ...],
+    budget: str,
+    depths: tuple[int, ...] | None,
+    device: str,
+    csv_file: Path | None,
+    chart: Path | None,
+    as_json: bool,
+) -> None:
+    """What one step of training takes, row by row: the paper's memory table (Table 2), and ways that need less.
+
+    With CUDA each row is measured, in a process of its own, and predicted beside it; without, predicted on fake
+    tensors, in about a minute.
+    """
+    with errors_to_exit_codes(as_json):
+        from layerwise.errors import UsageError
+        from layerwise.memory.rows import PAPER, Asked, Row, count_modules, depth_rows, row_recipe, table_rows
+        from layerwise.render.memory import depth_chart, memory_chart, memory_csv, memory_json, memory_table
+        from layerwise.units import parse_bytes
+
+        try:
+            parse_bytes(budget)
+        except ValueError as error:
+            raise UsageError(f"--max-memory: {error}") from error
+        if recipe.endswith(".py"):
+            recipe = str(Path(recipe).resolve())
+        asked = Asked(recipe, overrides, batch, str(pick_device(device)))
+        if depths is None:
+            modules = count_modules(row_recipe(asked, Row("", "gim")))
+            as_published = (recipe, batch, overrides) == ("stl10", 16, ())
+            rows = table_rows(modules, methods or ("supervised", "cpc", "gim"), budget, PAPER if as_published else {})
+            found = _work_out([(asked, row) for row in rows])
+        else:
+            pairs = [
+                (Asked(recipe, overrides, batch, asked.device, depth), row)
+                for depth in depths
+                for row in depth_rows(depth)
+                if not methods or row.method in methods
+            ]
+            found = _work_out(pairs)
+        for path, content in ((csv_file, memory_csv), (chart, memory_chart if depths is None else depth_chart)):
+            if path is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(content(found, asked))
+        if as_json:
+            click.echo(json.dumps(memory_json(found, asked), allow_nan=False))
+        else:
+            memory_table(found, asked)
+        failed = [row for row in found if row.problem is not None]
+        if len(failed) == len(found):
+            raise UsageError(f"no row could be worked out: {failed[0].problem}")
+
+
+def _work_out(pairs: list[tuple[Asked, Row]]) -> list[Found]:
+    from layerwise.memory.rows import work_out_apart
+
+    predicted = pairs[0][0].device == "cpu"
+    # Predictions go side by side, a share for each core; on a GPU each row has a process and the device to itself.
+    count = min(os.cpu_count() or 1, 8, len(pairs)) if predicted else len(pairs)
+    shares = [pairs[first::count] for first in range(count)]
+    found: dict[int, Found] = {}
+    with ThreadPoolExecutor(count if predicted else 1) as pool:
+        for first, results in enumerate(pool.map(work_out_apart, shares)):
+            found |= {first + count * place: result for place, result in enumerate(results)}
+            if sys.stderr.isatty():
+                click.echo(f"\r\033[K{len(found)} of {len(pairs)} rows", nl=False, err=True)
+    if sys.stderr.isatty():
+        click.echo("\r\033[K", nl=False, err=True)
+    return [found[number] for number in range(len(pairs))]
