@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 PARTS = ("parameters", "gradients", "optimiser", "inputs", "activations")
 UNIT = "all, losses summed"  # the row that ratios are taken to, as in the paper: all modules as it trained them
 GIB = 2**30
-WIDTH = 116  # columns that the table takes at most
+WIDTH = 400  # characters that the table takes at most
 
 
 def memory_json(found: Sequence[Found], asked: Asked) -> dict[str, Any]:
@@ -74,7 +74,8 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
     paper = ["ratio", "paper, GB", "its ratio"] if any(one.row.paper is not None for one in found) else ["ratio"]
     made = table(f"{_title(found, asked)}; {unit}", "", *columns, *paper)
     made.box = None
-    made.columns[0].no_wrap = True
+    for column in made.columns:
+        column.no_wrap = True
     for one, ratios in zip(found, _ratios(found), strict=True):
         row: Mapping[str, Any] = one.measured or {}
         cells = [amount(one.peak)]
@@ -86,7 +87,8 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
         numbers = (ratios[0], one.row.paper, ratios[1])[: len(paper)]
         made.add_row(_name(one, found), *cells, *("–" if number is None else f"{number:.2f}" for number in numbers))
     console = Console(highlight=False)
-    console.width = max(console.width, WIDTH)  # a pipe has no width of its own, and a folded table says nothing
+    if not console.is_terminal:  # a pipe has no width of its own, and a folded table says nothing
+        console.width = made.__rich_measure__(console, console.options.update(max_width=WIDTH)).maximum
     console.print(made)
     show(*_notes(found, asked))
 
