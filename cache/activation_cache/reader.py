@@ -60,8 +60,9 @@ def check_key(cached: Mapping[str, Json], wanted: Mapping[str, Json] | None, loc
 def check_files(store: Store, commit: Commit) -> dict[str, str]:
     """What is wrong without reading any data: path -> reason, for files of another size and altered metadata."""
     wrong: dict[str, str] = {}
+    sizes = dict(store.list())
     for path, (size, expected) in commit.files.items():
-        found = store.size(path)
+        found = sizes.get(path)
         if found is None:
             wrong[path] = "is missing"
         elif found != size:
@@ -267,7 +268,7 @@ class Split(KeepsBuffers):
         if view not in self._sources:
             if self.grid.ragged_axis is not None:
                 self._sources[view] = RaggedSource(shards)
-            elif self.storage.codec == "none":
+            elif self.storage.codec == "none" and (self._store.limit is None or self.grid.chunk_rows > 1):
                 self._sources[view] = RawSource(shards.files)
             else:
                 self._sources[view] = ChunkSource(shards)

@@ -108,8 +108,18 @@ def shard_file(plan: Plan, spec: SplitSpec, view: int, shard: int) -> str:
     return shard_path(spec.name, view, shard, 1 + len(grid(spec, plan.storage).row_shape))
 
 
+def create_plan(store: Store, plan: Plan) -> bool:
+    """Writes the plan of a new cache; False where there is another."""
+    return store.create(PLAN, _plan_bytes(plan))
+
+
 def write_plan(store: Store, plan: Plan) -> None:
-    store.write(PLAN, [seal_json({"format": FORMAT, "name": _NAME, "plan": plan.to_json()})])
+    """Writes the plan over whatever lies in its place."""
+    store.write(PLAN, [_plan_bytes(plan)])
+
+
+def _plan_bytes(plan: Plan) -> bytes:
+    return seal_json({"format": FORMAT, "name": _NAME, "plan": plan.to_json()})
 
 
 def read_plan(store: Store) -> Plan | None:

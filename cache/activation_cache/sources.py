@@ -46,7 +46,16 @@ class ShardFiles:
         return shard_file(self._commit.plan, self._spec, self._view, number)
 
     def local(self, number: int) -> Path:
-        return self._store.local(self.path(number))
+        return self._store.local(self.path(number), self.recorded(number)[1])
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of shards that may be kept at a time; None: all of them."""
+        return self._store.limit
+
+    def forget(self, number: int) -> None:
+        """Of a store that copies: the next reader gets the shard anew."""
+        self._store.forget(self.path(number), self.recorded(number)[1])
 
     def recorded(self, number: int) -> tuple[int, str]:
         """(bytes, seal) of a shard."""
@@ -59,8 +68,9 @@ class ShardFiles:
             return len(samples)
         return int(self.offsets[samples.stop - 1, 1]) - number * self.grid.shard_rows
 
-    def damaged(self, path: str, why: str) -> Damaged:
-        where = self._store.location
+    def damaged(self, number: int, why: str) -> Damaged:
+        self.forget(number)  # it may have been the copy alone
+        path, where = self.path(number), self._store.location
         return Damaged(f"{where}: shard {path} is damaged: {why}; {mend(where)}", [path])
 
 
@@ -68,8 +78,7 @@ class MappedShard:
     """A shard file in memory, its index checked; its chunks are checked when they are first asked for."""
 
     def __init__(self, files: ShardFiles, number: int, region: Region, slot: int) -> None:
-        self.path = files.path(number)
-        self._files, self._storage = files, files.storage
+        self._files, self._number, self._storage = files, number, files.storage
         size, seal = files.recorded(number)
         try:
             self.image: Bytes = region.map(slot, files.local(number))
@@ -102,22 +111,35 @@ class MappedShard:
             raise self.damaged(str(error)) from None
 
     def damaged(self, why: str) -> Damaged:
-        return self._files.damaged(self.path, why)
+        return self._files.damaged(self._number, why)
 
 
 class Shards:
-    """The shards of a view, mapped as they are needed."""
+    """The shards of a view, mapped as they are needed; of a store that copies them, as many as it may keep."""
 
     def __init__(self, files: ShardFiles) -> None:
         self.files = files
-        self._mapped: list[MappedShard | None] = [None] * files.grid.shards
+        self._mapped: dict[int, MappedShard] = {}
+        self._bytes = 0
 
     def __getitem__(self, number: int) -> MappedShard:
-        shard = self._mapped[number]
+        shard = self._mapped.get(number)
         if shard is None:
-            region = Region(1, whole_pages(self.files.recorded(number)[0]))
-            shard = self._mapped[number] = MappedShard(self.files, number, region, 0)
+            size = self.files.recorded(number)[0]
+            shard = self._mapped[number] = MappedShard(self.files, number, Region(1, whole_pages(size)), 0)
+            self._bytes += size
+            self._make_room(number)
         return shard
+
+    def _make_room(self, number: int) -> None:
+        """Lets go of the shards mapped first; a thread that still reads one keeps it until it is done."""
+        limit = self.files.limit
+        while limit is not None and self._bytes > limit and len(self._mapped) > 1:
+            oldest = next(iter(self._mapped))
+            if oldest == number or self._mapped.pop(oldest, None) is None:
+                break
+            self._bytes -= self.files.recorded(oldest)[0]
+            self.files.forget(oldest)
 
 
 class RawSource:
@@ -180,7 +202,7 @@ class RawSource:
             stop = start + size
             if google_crc32c.value(image[start:stop]) != int.from_bytes(memory[stop : stop + CRC_BYTES], "little"):
                 shard, local = divmod(chunk, self._grid.chunks_per_shard)
-                raise self._files.damaged(self._files.path(shard), f"the checksum of its chunk {local} does not match")
+                raise self._files.damaged(shard, f"the checksum of its chunk {local} does not match")
         self._checked[todo] = True
         total = -(-self._grid.samples // self._grid.chunk_rows)
         self._all_checked = int(np.count_nonzero(self._checked)) == total

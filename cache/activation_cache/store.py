@@ -33,8 +33,20 @@ class Store(Protocol):
         """A whole file. Raises FileNotFoundError."""
         ...
 
-    def local(self, path: str) -> Path:
-        """A file on a local disk with the content of `path`, to be mapped. Raises FileNotFoundError."""
+    def local(self, path: str, version: str = "") -> Path:
+        """A file on a local disk with the content of `path`, to be mapped. Raises FileNotFoundError.
+
+        A store that copies may return an earlier copy that it made of the same `version`.
+        """
+        ...
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of files that `local` may keep; None where it does not copy them, or keeps them all."""
+        ...
+
+    def forget(self, path: str, version: str = "") -> None:
+        """The copy that `local` made is not needed any more, or not to be trusted."""
         ...
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
@@ -81,10 +93,15 @@ class LocalStore:
     def read(self, path: str) -> bytes:
         return (self.root / path).read_bytes()
 
-    def local(self, path: str) -> Path:
+    def local(self, path: str, version: str = "") -> Path:
         if not (self.root / path).is_file():
             raise FileNotFoundError(self.root / path)
         return self.root / path
+
+    limit = None
+
+    def forget(self, path: str, version: str = "") -> None:
+        """Nothing: `local` made no copy."""
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         self._put(path, parts, os.replace)
@@ -205,5 +222,14 @@ def _sync_folder(folder: Path) -> None:
 
 
 def open_store(location: str | Path | Store) -> Store:
-    """The store at a location: a directory, or one that was made already."""
-    return LocalStore(location) if isinstance(location, str | Path) else location
+    """The store at a location: a directory, a URL (file://, s3://, gs://, az://), or one that was made already."""
+    if not isinstance(location, str | Path):
+        return location
+    scheme, found, rest = str(location).partition("://")
+    if not found:
+        return LocalStore(location)
+    if scheme == "file":
+        return LocalStore(rest)
+    from .remote import RemoteStore
+
+    return RemoteStore(str(location))

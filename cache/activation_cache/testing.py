@@ -45,14 +45,21 @@ class FaultyStore:
     def read(self, path: str) -> bytes:
         return self.inner.read(path)
 
-    def local(self, path: str) -> Path:
-        return self.inner.local(path)
+    def local(self, path: str, version: str = "") -> Path:
+        return self.inner.local(path, version)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         return self.inner.list(prefix)
 
     def free(self) -> int | None:
         return self.inner.free()
+
+    @property
+    def limit(self) -> int | None:
+        return self.inner.limit
+
+    def forget(self, path: str, version: str = "") -> None:
+        self.inner.forget(path, version)
 
     def lock(self, rank: int, world_size: int) -> Callable[[], None]:
         return self.inner.lock(rank, world_size)

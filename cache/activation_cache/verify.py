@@ -132,6 +132,7 @@ def verify(location: str | Path | Store) -> Report:
 
 def _bad_chunks(shards: Shards, number: int) -> list[int]:
     """The chunks of a shard whose checksum is wrong or that do not decode. Raises Damaged for the shard as a whole."""
+    shards.files.forget(number)
     shard = shards[number]
     out = np.empty(shards.files.grid.chunk_rows * shards.files.row_bytes, np.uint8)
     bad = []

@@ -24,7 +24,7 @@ from .errors import AlreadyCommitted, DoesNotFit, FormatError, InvalidSamples, N
 from .key import Json, Key
 from .layout import COMMIT, PLAN, RECORD, Grid, Plan, SplitSpec, Storage, grid, journal_path, settled
 from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
-from .record import Commit, Entry, finished_shards, read_plan, sha256, shard_file, write_plan
+from .record import Commit, Entry, create_plan, finished_shards, read_plan, sha256, shard_file
 from .shard import encode
 from .sides import side_files
 from .store import Store, open_store
@@ -74,11 +74,13 @@ def create(
                 raise FormatError("uint8 is stored with a calibration (see `calibrate`), the other dtypes without one")
             plan = Plan(key, storage, splits, scales)
             _check_calibration(plan)
-            write_plan(store, plan)
+            if not create_plan(store, plan):  # another writer was faster, on a store that knows no locks
+                plan = read_plan(store)
         else:
-            _check_same(plan, key, splits, store.location)
             if world_size == 1:
                 _sweep(store)
+        assert plan is not None
+        _check_same(plan, key, splits, store.location)
         return CacheWriter(store, plan, release, rank, world_size, reserve, threads)
     except BaseException:
         release()

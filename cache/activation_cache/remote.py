@@ -1,0 +1,141 @@
+"""The byte layer on an object store: s3://, gs://, az:// through obstore (the extra `remote`).
+
+What is written here is written once and whole, which is what object stores do well. Shards are fetched whole when one
+of their samples is first wanted, kept in a local folder for the epochs to come, and mapped from there like those of a
+local cache; the folder is bounded, and what was used longest ago makes room. There is no lock: two writers of one key
+write the same bytes, two of different keys are told apart by the plan, which only one of them can create, and so is
+the commit record.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from .errors import StoreError
+from .shard import Bytes
+
+ATTEMPTS = 6  # of a request; every request made here may be repeated
+
+
+class RemoteStore:
+    """A prefix of a bucket.
+
+    url      s3://bucket/prefix, gs://… or az://…; credentials and endpoint come from the environment, as for the
+             provider's own tools, or from `options` (obstore's configuration of that store)
+    folder   where fetched shards are kept; a folder of the user's cache directory by default
+    limit    bytes of shards to keep locally; None: all of them. An epoch in random order wants all of them.
+
+    Picklable: connections are made anew in another process.
+    """
+
+    def __init__(
+        self, url: str, *, folder: str | Path | None = None, limit: int | None = None, options: Mapping[str, Any] = {}
+    ) -> None:
+        self._url, self._options, self.limit = url.rstrip("/"), dict(options), limit
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "activation_cache"
+        self.folder = Path(folder if folder is not None else home) / hashlib.sha256(self._url.encode()).hexdigest()[:16]
+        self._connection: Any = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (self._url, self.folder.parent, self.limit, self._options)
+
+    @property
+    def location(self) -> str:
+        return self._url
+
+    def size(self, path: str) -> int | None:
+        try:
+            return int(self._call("looking for", path, lambda ob, store: ob.head(store, path)["size"]))
+        except FileNotFoundError:
+            return None
+
+    def read(self, path: str) -> bytes:
+        data: bytes = self._call("reading", path, lambda ob, store: ob.get(store, path).bytes().to_bytes())
+        return data
+
+    def local(self, path: str, version: str = "") -> Path:
+        kept = self._kept(path, version)
+        if not kept.is_file():
+            data = self.read(path)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
+                file.write(data)
+            os.replace(file.name, kept)
+        return kept
+
+    def forget(self, path: str, version: str = "") -> None:
+        self._kept(path, version).unlink(missing_ok=True)
+
+    def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
+        self.forget(path)
+        data = b"".join(bytes(part) for part in parts)
+        self._call("writing", path, lambda ob, store: ob.put(store, path, data))
+
+    def create(self, path: str, data: bytes) -> bool:
+        from obstore.exceptions import AlreadyExistsError, PreconditionError
+
+        try:
+            self._call("creating", path, lambda ob, store: ob.put(store, path, data, mode="create"))
+        except (AlreadyExistsError, PreconditionError):
+            # Either somebody was first, or a first attempt of ours arrived and its answer was lost.
+            return self.read(path) == data
+        return True
+
+    def delete(self, path: str) -> None:
+        self.forget(path)
+        with suppress(FileNotFoundError):
+            self._call("deleting", path, lambda ob, store: ob.delete(store, path))
+
+    def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
+        folder = f"{prefix.rstrip('/')}/" if prefix else None
+        found = self._call("listing", prefix, lambda ob, store: [x for page in ob.list(store, folder) for x in page])
+        yield from ((entry["path"], int(entry["size"])) for entry in found)
+
+    def free(self) -> None:
+        return None
+
+    def lock(self, rank: int, world_size: int) -> Callable[[], None]:
+        return lambda: None
+
+    def _kept(self, path: str, version: str = "") -> Path:
+        return self.folder / hashlib.sha256(f"{path} {version}".encode()).hexdigest()
+
+    def _call(self, doing: str, path: str, request: Callable[[Any, Any], Any]) -> Any:
+        """A request, with what can go wrong with it as this package's errors. Raises FileNotFoundError, StoreError."""
+        try:
+            import obstore
+            from obstore.exceptions import AlreadyExistsError, BaseError, NotFoundError, PreconditionError
+        except ImportError as error:
+            raise StoreError(f"{self._url} needs obstore; install it with: pip install 'layerwise[remote]'") from error
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            return request(obstore, self._connection)
+        except (NotFoundError, FileNotFoundError) as error:
+            raise FileNotFoundError(f"{self._url}/{path}") from error
+        except (AlreadyExistsError, PreconditionError):
+            raise
+        except (BaseError, OSError, ValueError) as error:
+            why = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise StoreError(
+                f"{doing} {self._url}/{path} failed after up to {ATTEMPTS} attempts: {why}; "
+                "check the network, the address and the credentials, and try again: what was finished is kept"
+            ) from error
+
+    def _connect(self) -> Any:
+        from obstore.store import from_url
+
+        backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
+        retry = {"max_retries": ATTEMPTS - 1, "backoff": backoff, "retry_timeout": timedelta(minutes=3)}
+        return from_url(self._url, **{"retry_config": retry, **self._options})
+
+
+def _restore(url: str, folder: Path, limit: int | None, options: Mapping[str, Any]) -> RemoteStore:
+    return RemoteStore(url, folder=folder, limit=limit, options=options)

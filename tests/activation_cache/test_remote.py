@@ -1,0 +1,203 @@
+"""Caches on an object store: the same as on disk, whatever the network does."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from activation_cache import (
+    CacheError,
+    Damaged,
+    NotCommitted,
+    SplitSpec,
+    Stale,
+    Storage,
+    StoreError,
+    create,
+    inspect,
+    make_key,
+    open_cache,
+    repair,
+    verify,
+)
+from activation_cache.testing import check_store
+
+pytest.importorskip("obstore")
+pytest.importorskip("moto")
+
+from activation_cache.remote import RemoteStore
+from tests.activation_cache.faulty_s3 import Proxy, faulty_s3
+
+VALUES = np.random.default_rng(3).standard_normal((20, 6, 7)).astype(np.float32)
+STORAGE = Storage("float32", "zstd")
+KEY = make_key({"weights": "ab"}, STORAGE)
+SPEC = SplitSpec("train", 20, (6, 7), {"class": "int8"}, shard_samples=4)
+prefixes = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Proxy]:
+    with faulty_s3() as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3(server: Proxy, tmp_path: Path) -> Iterator[RemoteStore]:
+    quick = {"init_backoff": timedelta(milliseconds=1), "max_backoff": timedelta(milliseconds=5), "base": 2}
+    options = {
+        "endpoint": server.url,
+        "access_key_id": "test",
+        "secret_access_key": "test",
+        "region": "us-east-1",
+        "client_options": {"allow_http": True},
+        "retry_config": {"max_retries": 4, "backoff": quick, "retry_timeout": timedelta(seconds=20)},
+    }
+    server.requests = 0
+    yield RemoteStore(f"s3://bucket/cache {next(prefixes)}", folder=tmp_path / "kept", options=options)
+    server.fault = lambda number, method, path: None
+
+
+def write(store: RemoteStore) -> None:
+    with create(store, KEY, [SPEC], STORAGE) as writer:
+        for part in writer.pending("train"):
+            s = slice(part.start, part.stop)
+            writer.append("train", VALUES[s], [f"image {i}" for i in part], {"class": list(part)})
+        writer.commit()
+
+
+def is_right(store: RemoteStore) -> bool:
+    split = open_cache(store, KEY).splits["train"]
+    seen = [(i, v) for b in split.batches(3, drop_last=False) for i, v in zip(b.indices, b.values.copy(), strict=True)]
+    return sorted(i for i, _ in seen) == list(range(20)) and all(np.array_equal(v, VALUES[i]) for i, v in seen)
+
+
+def test_conforms(s3: RemoteStore) -> None:
+    check_store(lambda: pickle.loads(pickle.dumps(s3)), exclusive=False)  # noqa: S301 - our own, as a worker gets it
+
+
+def test_later_epochs_are_read_from_the_local_copies(s3: RemoteStore, server: Proxy) -> None:
+    write(s3)
+    split = open_cache(s3, KEY).splits["train"]
+    for epoch in range(3):
+        assert sum(len(batch) for batch in split.batches(4, epoch=epoch)) == 20
+        if epoch == 0:
+            after_one = server.requests
+    assert server.requests == after_one
+    assert verify(s3).ok
+
+
+def test_the_local_copies_are_bounded(s3: RemoteStore) -> None:
+    write(s3)
+    shard = max(size for path, size in s3.list() if "/c/" in path)
+    s3.limit = 2 * shard
+    split = open_cache(s3, KEY).splits["train"]
+    for batch in split.batches(2, epoch=1):
+        np.testing.assert_array_equal(batch.values, VALUES[batch.indices])
+        assert sum(path.stat().st_size for path in s3.folder.iterdir()) <= s3.limit
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "lost reply"])
+def test_faults_that_pass_are_not_noticed(s3: RemoteStore, server: Proxy, fault: str) -> None:
+    server.fault = lambda number, method, path: fault if number % 3 == 1 else None
+    write(s3)
+    assert is_right(s3)
+
+
+def test_answers_cut_short_are_never_taken_for_whole(s3: RemoteStore, server: Proxy) -> None:
+    write(s3)
+    server.fault = lambda number, method, path: "truncate" if method == "GET" and "values" in path else None
+    with pytest.raises((StoreError, Damaged)):
+        is_right(s3)
+    server.fault = lambda number, method, path: None
+    assert is_right(s3)
+
+
+@pytest.mark.parametrize("fault", ["busy", "drop", "deny"])
+def test_a_store_that_fails_for_good_leaves_nothing_false(s3: RemoteStore, server: Proxy, fault: str) -> None:
+    failures = 0
+    for after in (0, 3, 7, 12, 16, 20, 24, 28, 10**6):
+        server.requests = 0
+        server.fault = lambda number, method, path, after=after: fault if number >= after else None
+        try:
+            write(s3)
+        except StoreError as error:
+            failures += 1
+            assert "s3://bucket/cache" in str(error)  # noqa: PT017 - more than the error is looked at
+            server.fault = lambda number, method, path: None
+            with pytest.raises(NotCommitted):
+                open_cache(s3)
+        else:
+            break
+    server.fault = lambda number, method, path: None
+    assert failures >= 4
+    assert is_right(s3)
+
+
+def test_a_lost_answer_to_the_commit(s3: RemoteStore, server: Proxy) -> None:
+    lost = []
+
+    def fault(number: int, method: str, path: str) -> str | None:
+        if method == "PUT" and path.endswith("commit.json") and not lost:
+            lost.append(number)
+            return "lost reply"
+        return None
+
+    server.fault = fault
+    write(s3)
+    assert lost
+    assert is_right(s3)
+
+
+def test_a_deleted_or_altered_object_is_named(s3: RemoteStore) -> None:
+    write(s3)
+    names = [path for path, _ in s3.list() if not path.startswith("record/commit")]
+    for path in names[::4]:
+        data = s3.read(path)
+        for damaged in (None, data[:-1], bytes([data[0] ^ 1]) + data[1:]):
+            s3.delete(path) if damaged is None else s3.write(path, [damaged])
+            try:
+                open_cache(s3, KEY)
+                found = path in verify(s3).damaged
+            except CacheError as error:
+                found = path in str(error)
+            assert found, f"{path} was damaged, and nobody noticed"
+        s3.write(path, [data])
+    shard = next(path for path in names if "/c/" in path and "values" in path)
+    s3.delete(shard)
+    with repair(s3) as writer:
+        (part,) = writer.pending("train")
+        s = slice(part.start, part.stop)
+        writer.append("train", VALUES[s], [f"image {i}" for i in part], {"class": list(part)})
+        writer.commit()
+    assert is_right(s3)
+
+
+def test_a_bad_local_copy_is_found_and_fetched_anew(s3: RemoteStore) -> None:
+    write(s3)
+    assert is_right(s3)
+    for copy in s3.folder.iterdir():
+        data = bytearray(copy.read_bytes())
+        data[10] ^= 1
+        copy.write_bytes(data)
+    split = open_cache(s3).splits["train"]
+    for shard in range(5):
+        with pytest.raises(Damaged):
+            split.read([4 * shard])
+    assert verify(s3).ok
+    assert is_right(s3)
+
+
+def test_two_writers(s3: RemoteStore) -> None:
+    other = make_key({"weights": "cd"}, STORAGE)
+    with create(s3, KEY, [SPEC], STORAGE):
+        with pytest.raises(Stale):
+            create(s3, other, [SPEC], STORAGE)
+        write(s3)  # the same key: the same bytes
+    assert is_right(s3)
+    assert inspect(s3, other).state == "stale"
