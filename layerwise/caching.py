@@ -347,8 +347,11 @@ def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
 def stale_caches(setup: Setup) -> dict[int, str]:
     """Module number to reason, for each cache of the run that no stage will ever read again."""
     found = {}
-    for number in sorted(int(path.name) for path in setup.run.caches.glob("*") if path.name.isdigit()):
+    numbers = {int(path.name) for path in setup.run.caches.glob("*") if path.name.isdigit()}
+    for number in sorted(numbers | set(range(1, setup.depth + 1))):
         location = setup.run.cache(number)
+        if activation_cache.inspect(location).state == "absent":
+            continue
         if number > setup.depth:
             found[number] = f"{location} is of module {number}, and the recipe has {setup.depth}"
             continue

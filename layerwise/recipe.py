@@ -210,6 +210,11 @@ class CacheSettings(Settings):
     probe_splits: bool = free(
         True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
     )
+    url: str | None = free(
+        None,
+        pattern=r"^(s3|gs|az|file)://[^\s]+$",
+        description="where caches lie instead of in the run: s3://bucket/prefix, gs://, az:// or file://",
+    )
     budget: Bytes | None = free(
         None, ge=1, description="bytes a cache may take; None: what the disk has free, less a reserve"
     )

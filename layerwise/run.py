@@ -49,8 +49,10 @@ class Run:
     def caches(self) -> Path:
         return self.folder / "caches"
 
-    def cache(self, number: int) -> Path:
-        return self.caches / str(number)
+    def cache(self, number: int) -> Path | str:
+        """In the run's own folder, or below the URL that the recipe names, in a folder of the run's name."""
+        url = self.recipe.cache.url
+        return self.caches / str(number) if url is None else f"{url.rstrip('/')}/{self.folder.name}/{number}"
 
     def window(self, number: int) -> Path:
         """The rolling window on a cache that does not fit the disk."""

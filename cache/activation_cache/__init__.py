@@ -34,7 +34,7 @@ from .reader import Cache, Split, open_cache
 from .repair import repair
 from .verify import Report, Status, inspect, verify
 from .window import Filler, JoinedSplits, Window
-from .writer import CacheWriter, create
+from .writer import CacheWriter, create, remove
 
 __all__ = [
     "FORMAT",
@@ -71,6 +71,7 @@ __all__ = [
     "make_key",
     "measured_ratio",
     "open_cache",
+    "remove",
     "repair",
     "reserve",
     "slot_samples",

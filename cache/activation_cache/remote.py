@@ -98,6 +98,9 @@ class RemoteStore:
         found = self._call("listing", prefix, lambda ob, store: [x for page in ob.list(store, folder) for x in page])
         yield from ((entry["path"], int(entry["size"])) for entry in found)
 
+    def clear(self) -> None:
+        """Nothing: there are no folders here."""
+
     def free(self) -> None:
         return None
 

@@ -61,6 +61,10 @@ class Store(Protocol):
         """Removes a file if it is there."""
         ...
 
+    def clear(self) -> None:
+        """Removes what is left of the place once its files are deleted: folders and locks."""
+        ...
+
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         """(path, bytes) of each file below a folder, in any order."""
         ...
@@ -144,6 +148,9 @@ class LocalStore:
 
     def delete(self, path: str) -> None:
         (self.root / path).unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        shutil.rmtree(self.root, ignore_errors=True)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         for folder, _, names in os.walk(self.root / prefix):

@@ -51,6 +51,9 @@ class FaultyStore:
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         return self.inner.list(prefix)
 
+    def clear(self) -> None:
+        self.inner.clear()
+
     def free(self) -> int | None:
         return self.inner.free()
 

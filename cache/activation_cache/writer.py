@@ -95,6 +95,19 @@ def _wipe(store: Store) -> None:
     store.delete(PLAN)
 
 
+def remove(location: str | Path | Store) -> None:
+    """Removes whatever cache lies at a location, with its directory. Raises Locked while it is being written."""
+    store = open_store(location)
+    if next(store.list(), None) is None:
+        return
+    release = store.lock(0, 1)
+    try:
+        _wipe(store)
+        store.clear()
+    finally:
+        release()
+
+
 def _sweep(store: Store) -> None:
     """Removes what a killed writer left half-written."""
     for path, _ in list(store.list()):

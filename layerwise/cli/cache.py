@@ -24,6 +24,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
     if (number is None) != prune or (repair and prune):
         raise click.UsageError("give --module N, alone or with --repair; or --prune, which looks at all modules")
     with setup_for(options, purpose="cache --prune" if prune else f"cache {number}") as setup:
+        import activation_cache
         from layerwise.caching import cached, describe_cache, repair_cache, stale_caches, write_cache
         from layerwise.render.tables import cache_table, prune_table, repair_table
 
@@ -33,7 +34,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
                 click.echo(reason, err=True)
             agreed = bool(stale) and (yes or click.confirm(f"remove {len(stale)} stale cache(s)?", err=True))
             for module in stale if agreed else ():
-                shutil.rmtree(setup.run.cache(module))
+                activation_cache.remove(setup.run.cache(module))
                 shutil.rmtree(setup.run.window(module), ignore_errors=True)
             outcome = {"stale": stale, "removed": list(stale) if agreed else []}
             emit(options, outcome, lambda: prune_table(outcome))

@@ -67,8 +67,10 @@ def cache_options(command: Command) -> Command:
     """Add the options that say how much the caches may take; they arrive in `Options` as fields of the recipe."""
 
     @functools.wraps(command)
-    def gathered(*args: Any, cache_budget: str | None, views: int | None, options: Options, **kwargs: Any) -> Any:
-        chosen = {"cache.budget": cache_budget, "cache.views": views}
+    def gathered(
+        *args: Any, cache_budget: str | None, cache_url: str | None, views: int | None, options: Options, **kwargs: Any
+    ) -> Any:
+        chosen = {"cache.budget": cache_budget, "cache.url": cache_url, "cache.views": views}
         return command(
             *args,
             options=options.override(**{name: value for name, value in chosen.items() if value is not None}),
@@ -77,6 +79,9 @@ def cache_options(command: Command) -> Command:
 
     gathered = click.option(
         "--views", type=click.IntRange(min=1), help="Augmentations that a cache stores for each training sample."
+    )(gathered)
+    gathered = click.option(
+        "--cache-url", metavar="URL", help="Keep the caches there: s3://bucket/prefix, gs://, az:// or file://."
     )(gathered)
     return click.option(  # type: ignore[return-value]
         "--cache-budget",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,13 @@ def test_stale_caches_are_removed_after_asking(layerwise):
 def test_usage(layerwise):
     for wrong in (["cache"], ["cache", "--prune", "--module", 1], ["cache", "--repair"]):
         assert layerwise(*wrong).exit_code == 2
+
+
+def test_a_cache_elsewhere(layerwise, tmp_path):
+    url = ("--cache-url", f"file://{tmp_path}/elsewhere")
+    assert layerwise("cache", "--module", 1, *url).exit_code == 0
+    assert open_cache(tmp_path / "elsewhere/tiny/1").splits["train"].samples
+    shutil.rmtree("runs/tiny/caches")
+    assert layerwise("stage", 2).exit_code == 0, "the run remembers where its caches are"
+    assert layerwise("verify").exit_code == 0
+    assert layerwise("stage", 1, "--cache-url", "ftp://x").exit_code == 2
