@@ -26,7 +26,7 @@ class CrossEntropy(ObjectiveSettings):
     """Learn the labels of one task."""
 
     task: str | None = Field(None, description="whose labels; None: the dataset's first task")
-    pooled: bool = Field(True, description="a label a sample; false: a label for each position (phones of frames)")
+    pooled: bool = Field(True, description="judge the average; false: each position, by its own label if it has one")
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         task = choose_task(self.task, classes)
@@ -68,6 +68,10 @@ class CrossEntropyLoss(Objective):
         labels = context.labels[self.task]
         read = representations[0]
         if not self.pooled:
-            read = at_labels(read, self.hop, labels.shape[1]).transpose(1, 2)
+            if labels.dim() == 1:  # one label a sample is each position's
+                labels = labels.unsqueeze(1).expand(-1, read.shape[2])
+            else:
+                read = at_labels(read, self.hop, labels.shape[1])
+            read = read.transpose(1, 2)
         logits = at_least_float32(self.classifier(read).flatten(0, -2))
         return F.cross_entropy(logits, labels.flatten())
