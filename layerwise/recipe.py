@@ -152,6 +152,21 @@ class Training(Settings):
     tolerance: float = Field(
         1e-3, ge=0, lt=1, description="relative decrease of the validation loss that counts as improvement"
     )
+    keep: Literal["best", "last"] = Field(
+        "best", description="weights that are frozen: those of the lowest validation loss (early stopping), or the last"
+    )
+    noise: float = Field(
+        0.0,
+        ge=0,
+        description="deviation of the Gaussian noise that is added to the inputs of modules trained on frozen ones, in "
+        "units of each input's own deviation; training inputs alone",
+    )
+    update_every: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (1,),
+        min_length=1,
+        description="steps between two updates of module 1, 2, … when all are trained together; the last "
+        "number holds for the modules above",
+    )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
     checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
     micro_batch: int | None = free(

@@ -13,7 +13,9 @@ from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
+from layerwise.noise import NoisyFeed
 from layerwise.probe import probe_fixed, probe_module
+from layerwise.seeding import derive_seed
 from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
 from layerwise.units import size
@@ -33,7 +35,10 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     if not fresh and (record := stage_record(setup, number)) is not None:
         setup.progress.note(f"module {number} is trained and frozen already")
         return record
-    _train_and_freeze(setup, [number], stage_inputs(setup, number), fresh)
+    feed = stage_inputs(setup, number)
+    if number > 1 and setup.recipe.training.noise > 0:
+        feed = NoisyFeed(feed, setup.recipe.training.noise, derive_seed(setup.recipe.seed, "noise", number))
+    _train_and_freeze(setup, [number], feed, fresh)
     return require_stage(setup, number)
 
 

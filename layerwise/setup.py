@@ -182,4 +182,5 @@ def make_learner(
         # Elsewhere than on the CPU the default makes temporaries as large as all parameters together.
         fused=True if device.type == "cuda" else None,
     )
-    return Learner(number, module, objective, optimiser)
+    steps = recipe.training.update_every if recipe.schedule == "simultaneous" else (1,)
+    return Learner(number, module, objective, optimiser, steps[min(number, len(steps)) - 1])

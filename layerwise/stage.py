@@ -63,7 +63,8 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     after_first_step: Callable[[], None] = lambda: None,
 ) -> Place:
-    """Train until the validation loss no longer falls, and leave the learners with the weights of the best epoch.
+    """Train until the validation loss no longer falls, and leave the learners with the weights of the best epoch
+    (or the last, as `training.keep` says).
 
     Raises:
         StoppedEarly: `should_stop` answered true; all is saved.
@@ -110,7 +111,7 @@ def train(
         append_line(folder / "metrics.jsonl", record)
         save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
         progress.epoch([learner.number for learner in learners], record)
-    load_checkpoint(folder, learners, made_from, best=True)
+    load_checkpoint(folder, learners, made_from, best=training.keep == "best")
     return place
 
 

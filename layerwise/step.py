@@ -37,6 +37,11 @@ class Learner:
     module: Module
     objective: Objective
     optimiser: torch.optim.Optimizer
+    every: int = 1
+    """Updated in each `every`-th step; in the others it only hands on what it makes of its inputs."""
+
+    def due(self, step: int) -> bool:
+        return step % self.every == 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +64,7 @@ class Arithmetic:
 
 
 def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
-    """Update every learner once, each fed with what the one before gave before its update.
+    """Update every learner that is due once, each fed with what the one before gave before its update.
 
     Returns the losses, in nats. Random layers draw anew in each micro-batch, and the same in both of its passes.
 
@@ -94,8 +99,9 @@ def _whole(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Ari
     for learner, representations in _through(learners, batch, slice(0, len(batch)), step, arithmetic):
         loss = _loss(learner, representations, labels, step, arithmetic)
         losses.append(_finite(loss, learner, step))
-        loss.backward()
-        _update(learner)
+        if learner.due(step):
+            loss.backward()
+            _update(learner)
     return losses
 
 
@@ -118,7 +124,8 @@ def _chunked(
             part.requires_grad_(part.is_floating_point())
         loss = _loss(learner, whole, labels, step, arithmetic)
         losses.append(_finite(loss, learner, step))
-        loss.backward()
+        if learner.due(step):
+            loss.backward()
         gradients.append([part.grad for part in whole])
     del whole, loss  # only their gradients are needed from here on
 
@@ -131,9 +138,11 @@ def _chunked(
                 for part, of_batch in zip(representations, gradient, strict=True)
                 if of_batch is not None and part.requires_grad
             ]
-            torch.autograd.backward([part for part, _ in pairs], [of_chunk for _, of_chunk in pairs])
+            if pairs:
+                torch.autograd.backward([part for part, _ in pairs], [of_chunk for _, of_chunk in pairs])
     for learner in learners:
-        _update(learner)
+        if learner.due(step):
+            _update(learner)
     return losses
 
 
@@ -147,7 +156,7 @@ def _through(
     x = batch.inputs_on(arithmetic.device, chunk)
     for learner in learners:
         torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step, chunk.start))
-        with arithmetic.autocast():
+        with arithmetic.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and learner.due(step)):
             encoded = learner.module(x)
             representations = learner.objective.represent(encoded)
         x = encoded.output.detach() if learner is not learners[-1] else x.new_empty(0)  # nobody reads the last one's
