@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
 from layerwise.progress import Progress
+from layerwise.render.units import duration, size
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -19,15 +20,15 @@ LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 @contextmanager
 def console_progress(stream: IO[str]) -> Iterator[Progress]:
     """A bar where `stream` is a terminal, log lines where it is not."""
-    console = Console(file=stream, highlight=False, soft_wrap=True)
+    console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         yield _Lines(console)
         return
     columns = (
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[amount]}", markup=False),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console, transient=True) as bar:
@@ -37,24 +38,39 @@ def console_progress(stream: IO[str]) -> Iterator[Progress]:
 class _Work:
     """What both kinds know of the piece of work under way."""
 
-    def __init__(self) -> None:
-        self.title, self.unit = "", ""
-        self.total, self.done, self.samples = 0, 0, 0
-        self.began = 0.0
+    def __init__(self, title: str = "", total: int = 0, unit: str = "") -> None:
+        self.title, self.total, self.unit = title, total, unit
+        self.done = self.samples = 0
+        self.resumed: int | None = None
+        """Units that an earlier sitting did; None until the first report."""
+        self.began = time.monotonic()
 
-    def start(self, title: str, total: int, unit: str) -> None:
-        self.title, self.total, self.unit, self.done, self.samples, self.began = (
-            title,
-            total,
-            unit,
-            0,
-            0,
-            time.monotonic(),
-        )
+    def advance(self, amount: int, samples: int) -> bool:
+        """Whether this only told what an earlier sitting had done, as a first report without samples does."""
+        self.done, self.samples = self.done + amount, self.samples + samples
+        earlier = self.resumed is None and samples == 0
+        if self.resumed is None:
+            self.resumed = amount if earlier else 0
+        return earlier
+
+    def amount(self) -> str:
+        if self.unit == "bytes":
+            return f"{size(self.done)} of {size(self.total)}"
+        return f"{self.done:,} of {self.total:,} {self.unit}"
 
     def rate(self) -> str:
+        seconds, now = time.monotonic() - self.began, self.done - (self.resumed or 0)
+        if seconds <= 0 or now <= 0:
+            return ""
+        if self.unit == "bytes":
+            return f"{size(now / seconds)}/s"
+        speed = self.samples / seconds
+        return f"{speed:,.0f} samples/s" if speed >= 10 else f"{speed:.1f} samples/s" if self.samples else ""
+
+    def left(self) -> str:
+        now = self.done - (self.resumed or 0)
         seconds = time.monotonic() - self.began
-        return f"{self.samples / seconds:,.0f} samples/s" if self.samples and seconds > 0 else ""
+        return f"{duration(seconds / now * (self.total - self.done))} left" if now > 0 else ""
 
 
 def epoch_line(numbers: Sequence[int], record: Mapping[str, Any]) -> str:
@@ -62,24 +78,27 @@ def epoch_line(numbers: Sequence[int], record: Mapping[str, Any]) -> str:
     losses = "  ".join(
         f"module {number}: loss {loss:.4f}, validation {validation:.4f}" for number, loss, validation in pairs
     )
-    return f"epoch {record['epoch']:>3}  {losses}  ({record['seconds']:.1f} s)"
+    return f"epoch {record['epoch']:>3}  {losses}  ({duration(record['seconds'])})"
 
 
 class _Bars:
     def __init__(self, bar: Bar) -> None:
         self._bar, self._work = bar, _Work()
-        self._task = bar.add_task("", total=None, visible=False, detail="")
+        self._task = bar.add_task("", total=None, visible=False, amount="", detail="")
 
     def note(self, text: str) -> None:
         self._bar.console.print(text)
 
     def begin(self, title: str, total: int, unit: str) -> None:
-        self._work.start(title, total, unit)
-        self._bar.reset(self._task, description=title, total=total, visible=True, detail="")
+        self._work = _Work(title, total, unit)
+        self._bar.reset(self._task, description=title, total=total, visible=True, amount=self._work.amount(), detail="")
 
     def advance(self, amount: int, samples: int, detail: str) -> None:
-        self._work.samples += samples
-        self._bar.update(self._task, advance=amount, detail=f"{detail}  {self._work.rate()}")
+        work = self._work
+        if work.advance(amount, samples):
+            self._bar.reset(self._task, completed=work.done)  # not to be taken for speed
+        shown = "  ".join(part for part in (detail, work.rate()) if part)
+        self._bar.update(self._task, completed=work.done, amount=work.amount(), detail=shown)
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self._bar.console.print(epoch_line(numbers, record))
@@ -97,21 +116,18 @@ class _Lines:
         self._console.print(text)
 
     def begin(self, title: str, total: int, unit: str) -> None:
-        self._work.start(title, total, unit)
+        self._work = _Work(title, total, unit)
         self._last = time.monotonic()
-        self._console.print(f"{title}: up to {total:,} {unit}" if unit == "updates" else f"{title}: {total:,} {unit}")
+        amount = size(total) if unit == "bytes" else f"{total:,} {unit}"
+        self._console.print(f"{title}: {'up to ' if unit == 'updates' else ''}{amount}")
 
     def advance(self, amount: int, samples: int, detail: str) -> None:
-        self._work.done += amount
-        self._work.samples += samples
-        now = time.monotonic()
+        work, now = self._work, time.monotonic()
+        work.advance(amount, samples)
         if now - self._last >= LOG_EVERY:
             self._last = now
-            left = (now - self._work.began) / self._work.done * (self._work.total - self._work.done)
-            self._console.print(
-                f"{self._work.title}: {self._work.done:,} of {self._work.total:,} {self._work.unit}  "
-                f"{detail}  {self._work.rate()}  {left:,.0f} s left"
-            )
+            parts = (f"{work.title}: {work.amount()}", detail, work.rate(), work.left())
+            self._console.print("  ".join(part for part in parts if part))
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self._console.print(epoch_line(numbers, record))

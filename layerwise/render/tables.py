@@ -21,7 +21,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def show(*parts: object) -> None:
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     for part in parts:
         console.print(part)
 
