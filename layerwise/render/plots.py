@@ -84,7 +84,7 @@ def pictures(results: Mapping[str, Any]) -> list[Picture]:
     if any(stage["curve"] for stage in results["stages"]):
         found.append(_curves(results["stages"]))
     if results["probes"]:
-        found.append(_probes(results["probes"]))
+        found.append(_probes(results["probes"], results.get("fixed_features", ())))
     if results["trainings"] or results["caches"]:
         found.append(_costs(results))
     return found
@@ -135,7 +135,7 @@ def _curve(axes: Axes, stage: Mapping[str, Any], theme: Theme) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
 
 
-def _probes(probes: Sequence[Mapping[str, Any]]) -> Picture:
+def _probes(probes: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[str, Any]]) -> Picture:
     tasks = list(dict.fromkeys(task for probe in probes for task in probe["tasks"]))
     points = {
         task: [
@@ -149,10 +149,15 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> Picture:
     def draw(theme: Theme) -> Figure:
         figure, every = panels(1, len(tasks), 3.8)
         for axes, task in zip(every, tasks, strict=True):
-            _accuracies(axes, task, points[task], theme)
+            lines = {
+                str(features["module"]): 100 * features["tasks"][task]["fixed"]["accuracy"]
+                for features in fixed
+                if task in features["tasks"]
+            }
+            _accuracies(axes, task, points[task], lines, theme)
         every[0].set_ylabel("test accuracy (%)")
         handles, labels = every[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper right", ncols=2)
+        figure.legend(handles, labels, loc="outside upper right", ncols=4)
         return figure
 
     words = "; ".join(
@@ -163,12 +168,17 @@ def _probes(probes: Sequence[Mapping[str, Any]]) -> Picture:
     return Picture("probes", "Linear probes, module by module", words, draw)
 
 
-def _accuracies(axes: Axes, task: str, points: Sequence[tuple[int, float, float]], theme: Theme) -> None:
+def _accuracies(
+    axes: Axes, task: str, points: Sequence[tuple[int, float, float]], lines: Mapping[str, float], theme: Theme
+) -> None:
     modules = [module for module, _, _ in points]
     trained, untrained = [row[1] for row in points], [row[2] for row in points]
     axes.plot(modules, trained, "o-", color=theme.first, markersize=8, linewidth=2, label="trained")
     axes.plot(modules, untrained, "s--", color=theme.second, markersize=7, linewidth=1.6, label="untrained, same seed")
-    lowest, highest = min(trained + untrained), max(trained + untrained)
+    for name, accuracy in lines.items():
+        axes.axhline(accuracy, color=theme.third, linestyle=":", linewidth=2, label=name)
+    every = [*trained, *untrained, *lines.values()]
+    lowest, highest = min(every), max(every)
     room = max(0.2 * (highest - lowest), 1.0)
     axes.set_ylim(max(lowest - room, -2), min(highest + room, 104))
     axes.set_xlim(modules[0] - 0.4, modules[-1] + 0.4)

@@ -197,6 +197,12 @@ def _probes(results: Mapping[str, Any]) -> str:
                     f"{trained['learning_rate']:g}",
                 ]
             )
+    for features in results.get("fixed_features", ()):
+        for task, states in features["tasks"].items():
+            found = states["fixed"]
+            counts = [f"{found['samples']:,}", f"{found['test_samples']:,}", f"{found['learning_rate']:g}"]
+            accuracies = [f"{100 * found['accuracy']:.1f}", "", f"{100 * found['train_accuracy']:.1f}"]
+            rows.append([str(features["module"]), task, *accuracies, *counts])
     headings = [
         "representation",
         "task",

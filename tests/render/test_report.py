@@ -194,6 +194,13 @@ def test_no_name_gets_out_of_its_place(text: str) -> None:
     assert Page(_page(hostile, [])).tags == Page(_page(harmless, [])).tags
 
 
+def test_features_by_hand_are_beside_the_modules(tmp_path: Path) -> None:
+    outcome = {"accuracy": 0.397, "train_accuracy": 0.5, "learning_rate": 1e-4, "samples": 9, "test_samples": 4}
+    fixed = [{"module": "mfcc", "tasks": {"class": {"fixed": outcome}}}]
+    text = read(write_report(results(fixed_features=fixed), tmp_path)).text
+    assert "mfcc\nclass\n39.7\n50.0\n9\n4\n0.0001" in text
+
+
 def test_settings_are_named_as_set_names_them() -> None:
     nested = {
         "name": "one",
