@@ -13,7 +13,7 @@ recipe = Recipe(
     network=SpeechEncoder(channels=64, context=GRUContext(hidden=128)),
     objective=FrameInfoNCE(),
     optimiser=Optimiser(learning_rate=1e-3),
-    training=Training(batch_size=16, epochs=20, patience=5),
+    training=Training(batch_size=8, epochs=14, patience=5),
     # Standardised, so that an untrained network's small numbers are not a handicap of their own.
     probe=SpeechProbes(
         phone=Probe(learning_rates=(1e-2,), epochs=5, batch_size=1024, standardise=True),

@@ -22,11 +22,12 @@ from layerwise.data.recordings import RATE, Recording, examine, require_few
 from layerwise.data.speech import SpeechSettings, arrange, divide
 from layerwise.errors import NotReady, UsageError
 from layerwise.progress import SILENT, Progress
+from layerwise.recipe import Shape
 
 Subset = Literal[
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other"
 ]
-PHONES = 41
+PHONES, SPEAKERS = 41, 251  # of train-clean-100
 FOLDER = "LibriSpeech"
 ARCHIVE = Archive(
     url="https://www.openslr.org/resources/12/train-clean-100.tar.gz",
@@ -48,6 +49,9 @@ class LibriSpeech(SpeechSettings):
     train_list: str = Field("train_split.txt", description="file with the utterances to train on")
     test_list: str = Field("test_split.txt", description="file with the utterances that probes are judged on")
     phones: int = Field(PHONES, ge=2, description="classes of phones")
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1, self.window), {"speaker": SPEAKERS, "phone": self.phones}
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = find_files(data_dir, self.subset, download=download, progress=progress)

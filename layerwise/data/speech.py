@@ -12,7 +12,7 @@ from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
 from layerwise.errors import NotReady
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings
+from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
 
 SUFFIXES = (".flac", ".wav", ".ogg")
@@ -33,6 +33,9 @@ class SpeechSettings(DatasetSettings):
     )
     mean: float = Field(-0.00068, description="of the waveform, from -1 to 1")
     std: float = Field(0.0630, gt=0)
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1, self.window), {}
 
 
 class Speech(SpeechSettings):

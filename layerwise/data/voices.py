@@ -37,6 +37,7 @@ from layerwise.data.librispeech import FOLDER, LibriSpeech
 from layerwise.data.recordings import HOP, SPAN
 from layerwise.data.speech import SpeechSettings
 from layerwise.progress import SILENT, Progress
+from layerwise.recipe import Shape
 from layerwise.seeding import numpy_generator
 
 VERSION = 1  # of the sound: another one makes another corpus
@@ -55,9 +56,12 @@ class Voices(SpeechSettings):
     speakers: int = Field(24, ge=2, le=1000)
     utterances: int = Field(20, ge=5, le=1000, description="of each speaker; a fifth of them is the test")
     words: int = Field(5, ge=1, description="in an utterance")
-    lexicon: int = Field(60, ge=2, description="words there are")
-    noise: tuple[float, float] = Field((12.0, 25.0), description="dB: ratio of speech to noise, least and most")
+    lexicon: int = Field(200, ge=2, description="words there are")
+    noise: tuple[float, float] = Field((18.0, 22.0), description="dB: ratio of speech to noise, least and most")
     corpus_seed: int = Field(0, ge=0, lt=2**32)
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1, self.window), {"speaker": self.speakers, "phone": len(PHONES)}
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = (data_dir or user_cache()) / f"voices-{self._digest()}"
@@ -164,10 +168,10 @@ def _room(wave: Array, noise: tuple[float, float], draw: np.random.Generator) ->
     """The waveform as it was recorded: coloured, with noise that falls by 3 dB an octave, at a random level."""
     spectrum = np.fft.rfft(wave)
     hertz = np.fft.rfftfreq(len(wave), 1 / RATE)
-    colour = np.interp(np.log2(np.maximum(hertz, 60)), np.log2([60, 250, 1000, 4000, 8000]), draw.normal(0, 2, 5))
+    colour = np.interp(np.log2(np.maximum(hertz, 60)), np.log2([60, 250, 1000, 4000, 8000]), draw.normal(0, 0.7, 5))
     coloured = np.fft.irfft(spectrum * 10 ** (colour / 20), len(wave))
     hiss = np.fft.irfft(np.fft.rfft(draw.normal(0, 1, len(wave))) / np.sqrt(np.maximum(hertz, 60)), len(wave))
     ratio = 10 ** (draw.uniform(*noise) / 20)
     heard = coloured + hiss * (coloured.std() / hiss.std() / ratio)
-    gain = min(0.06 * 2 ** draw.uniform(-0.5, 0.5) / heard.std(), 0.99 / np.abs(heard).max())
+    gain = min(0.06 * 2 ** draw.uniform(-0.15, 0.15) / heard.std(), 0.99 / np.abs(heard).max())
     return np.asarray(heard * gain)
