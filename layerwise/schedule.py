@@ -14,6 +14,7 @@ from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
 from layerwise.noise import NoisyFeed
+from layerwise.plan import require_fit
 from layerwise.probe import probe_fixed, probe_module
 from layerwise.seeding import derive_seed
 from layerwise.setup import Setup, make_learner
@@ -128,6 +129,7 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
     """Every stage, the cache that the next one reads, and the probes, where there are labels; what is done already is
     skipped.
     """
+    setup.progress.note(str(require_fit(setup)))
     for number in train_all(setup, fresh=fresh):
         for part, holder in enumerate(setup.holders, 1):
             if holder == number and setup.facts.classes:

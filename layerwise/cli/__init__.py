@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, memreport, probe, recipes, reproduce, run, stage, status, verify
+from layerwise.cli import cache, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -24,9 +24,10 @@ def main() -> None:
       layerwise probe --module 2
     \b
     Before anything runs:
+      layerwise plan --recipe stl10     memory, cache bytes and free disk, stage by stage
       layerwise memreport               what each way of training takes, beside the paper's figures
     """
 
 
-for module in (run, stage, cache, probe, memreport, status, verify, reproduce, recipes):
+for module in (run, stage, cache, probe, plan, memreport, status, verify, reproduce, recipes):
     main.add_command(module.command)

@@ -97,6 +97,8 @@ def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit) ->
         advice.append("--set training.precision=bf16")
     if len(numbers) > 1:
         advice.append("--schedule iterative")
+    if training.batch_size > 1:
+        advice.append("a smaller training.batch_size")
     advice.append("a network cut into more modules")
     return (
         f"{whom} in {least} (batch {training.batch_size}) need {size(footprint.peak)} (predicted: parameters, "

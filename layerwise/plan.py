@@ -1,0 +1,213 @@
+"""What a run will take, told before anything runs: memory and disk, stage by stage, and whether they are there."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+import activation_cache
+from layerwise import memory
+from layerwise.errors import NotReady, Unpredictable, WillNotFit
+from layerwise.memory import Fit, Samples
+from layerwise.recipe import Recipe, Shape
+from layerwise.setup import Setup
+from layerwise.units import size
+
+ITEM = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+COMPRESSED = 0.5
+"""Of their bytes, what a lossless codec leaves of rectified activations, at best: half of them are zeros."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training, of one module or of several together."""
+
+    modules: tuple[int, ...]
+    parameters: int
+    """Weights of the modules; those of the objectives, which are thrown away, not counted."""
+    output: Shape
+    """Shape of what the last of them hands on for a sample."""
+    fit: Fit | None
+    """How it goes through its batches, and the bytes that this takes; None where it does not fit or cannot be told."""
+    problem: str | None
+    cache: Mapping[str, int] | None
+    """dtype to bytes of its cache before compression; None where nothing is stored, or how many samples there are is
+    not known."""
+    cache_floor: int
+    """Bytes that its cache takes at least, after compression: of the training samples a rolling window is enough."""
+    cached: int
+    """Bytes of its cache that are on the disk already."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All stages, and what there is for them."""
+
+    stages: Sequence[StagePlan]
+    dtype: str
+    """That of the caches, as the recipe says."""
+    disk_needed: int | None
+    """Bytes of the caches that are still to be written, at their best compression and within the budget for caches;
+    None where the number of samples is not known."""
+    disk_free: int
+    memory_free: int | None
+    """Bytes that the budget, or else the device, has to give; None where that is not known."""
+    problems: Sequence[str]
+
+    @property
+    def fits(self) -> bool:
+        return not self.problems
+
+    @property
+    def peak(self) -> int | None:
+        """Of the stage that takes most."""
+        return max((stage.fit.footprint.peak for stage in self.stages if stage.fit is not None), default=None)
+
+    def __str__(self) -> str:
+        """One line."""
+        if not self.fits:
+            return f"will not fit: {'; '.join(self.problems)}"
+        disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
+        if self.disk_needed is not None and self.disk_needed > self.disk_free:
+            disk += ", more than there is, and so in windows that roll,"
+        memory_ = size(self.peak) + (f" of {size(self.memory_free)}" if self.memory_free is not None else "")
+        return (
+            f"fits: at most {memory_} of memory (predicted), {disk} of {size(self.disk_free)} of free disk for caches"
+        )
+
+
+def make_plan(setup: Setup) -> Plan:
+    """Work out every stage without training or allocating anything.
+
+    Raises:
+        NotReady: the dataset is not there, and its settings do not tell the shape of a sample.
+    """
+    recipe = setup.recipe
+    samples, counts = _samples(setup)
+    shapes, weights = _outputs(recipe, samples)
+    numbers = range(1, len(shapes) + 1)
+    together = recipe.schedule == "simultaneous"
+    available = _memory_free(setup)
+    stages, problems = [], []
+    for group in [tuple(numbers)] if together else [(number,) for number in numbers]:
+        found, problem = _fit(setup, group, samples)
+        if problem is None and found is not None and available is not None and found.footprint.peak > available:
+            problem = (
+                f"stage {group[-1]} takes {size(found.footprint.peak)} (predicted), and {size(available)} are free"
+            )
+        if problem is not None and found is None and recipe.training.max_memory is None:
+            problem = None  # it could not be told, which is no reason not to run
+        problems += [problem] if problem is not None else []
+        stores = not together and recipe.feed == "cache" and group[-1] < len(shapes)
+        location = setup.run.cache(group[-1])
+        stages.append(
+            StagePlan(
+                group,
+                sum(weights[number - 1] for number in group),
+                shapes[group[-1] - 1],
+                found,
+                problem,
+                _cache_bytes(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else None,
+                _cache_floor(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else 0,
+                activation_cache.inspect(location).bytes or 0 if stores and location.exists() else 0,
+            )
+        )
+    free = _disk_free(setup.run.folder)
+    budget = free if recipe.cache.budget is None else recipe.cache.budget
+    for stage in stages:
+        if stage.cache_floor - stage.cached > min(free, budget):
+            problems.append(
+                f"the cache of module {stage.modules[-1]} takes {size(stage.cache_floor)} at least, and there are "
+                f"{size(min(free, budget))} for it: choose another --run-dir, --set cache.dtype=uint8, a larger "
+                "--cache-budget, or --feed recompute"
+            )
+    needed = _disk_needed(recipe, stages) if counts is not None else None
+    return Plan(stages, recipe.cache.dtype, needed, free, available, problems)
+
+
+def require_fit(setup: Setup) -> Plan:
+    """
+    Raises:
+        WillNotFit: memory or disk is too small.
+    """
+    plan = make_plan(setup)
+    if not plan.fits:
+        raise WillNotFit("; ".join(plan.problems))
+    return plan
+
+
+def _samples(setup: Setup) -> tuple[Samples, Mapping[str, int] | None]:
+    """What samples are like, and how many each split has: from the dataset, else from its settings."""
+    try:
+        facts = setup.facts
+    except NotReady:
+        expected = setup.recipe.dataset.expects()
+        if expected is None:
+            raise
+        return Samples(*expected), None
+    return Samples(facts.sample_shape, facts.classes), facts.sizes
+
+
+def _outputs(recipe: Recipe, samples: Samples) -> tuple[list[Shape], list[int]]:
+    """Shape of each module's output for a sample, and its number of weights."""
+    shapes, weights = [], []
+    with FakeTensorMode(), torch.no_grad():
+        x = torch.zeros(1, *samples.shape)
+        for module in recipe.network.modules(samples.shape):
+            x = module(x).output
+            shapes.append(tuple(x.shape[1:]))
+            weights.append(sum(weight.numel() for weight in module.parameters()))
+    return shapes, weights
+
+
+def _fit(setup: Setup, numbers: Sequence[int], samples: Samples) -> tuple[Fit | None, str | None]:
+    try:
+        return memory.fit(setup.recipe, numbers, samples, host_apart=setup.device.type != "cpu"), None
+    except (WillNotFit, Unpredictable) as error:
+        return None, str(error)
+
+
+def _cache_bytes(recipe: Recipe, shape: Shape, counts: Mapping[str, int]) -> dict[str, int]:
+    samples = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
+    return {dtype: samples * math.prod(shape) * item for dtype, item in ITEM.items()}
+
+
+def _cache_floor(recipe: Recipe, shape: Shape, counts: Mapping[str, int]) -> int:
+    kept = {split: count for split, count in counts.items() if split == "validation" or recipe.cache.probe_splits}
+    samples = sum({**kept, "train": recipe.training.batch_size}.values())
+    return int(samples * math.prod(shape) * ITEM[recipe.cache.dtype] * _left(recipe))
+
+
+def _left(recipe: Recipe) -> float:
+    return 1.0 if recipe.cache.codec == "none" else COMPRESSED
+
+
+def _disk_needed(recipe: Recipe, stages: Sequence[StagePlan]) -> int:
+    whole = [int(stage.cache[recipe.cache.dtype] * _left(recipe)) if stage.cache else 0 for stage in stages]
+    kept = whole if recipe.cache.budget is None else [min(bytes_, recipe.cache.budget) for bytes_ in whole]
+    return sum(max(bytes_ - stage.cached, 0) for bytes_, stage in zip(kept, stages, strict=True))
+
+
+def _disk_free(folder: Path) -> int:
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free
+
+
+def _memory_free(setup: Setup) -> int | None:
+    """The budget; else what the GPU has free; else the memory of the machine."""
+    if setup.recipe.training.max_memory is not None:
+        return setup.recipe.training.max_memory
+    if setup.device.type == "cuda":
+        return torch.cuda.mem_get_info(setup.device)[0]
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None

@@ -1,0 +1,94 @@
+"""What a run will take, told before it runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from layerwise.cli import main
+from layerwise.errors import WillNotFit
+from layerwise.plan import make_plan, require_fit
+from layerwise.recipe_loader import apply_overrides, load_recipe
+from layerwise.render.plan import plan_table
+from layerwise.schedule import run_all, run_stage
+from tests.conftest import TINY
+
+RECIPE = str(Path(__file__).parent / "tiny_recipe.py")
+Disk = namedtuple("Disk", "total used free")
+
+
+def plan_of(make_setup, *overrides):
+    return make_plan(make_setup(apply_overrides(TINY, list(overrides))))
+
+
+def test_every_stage_is_told(make_setup) -> None:
+    plan = plan_of(make_setup)
+    assert [stage.modules for stage in plan.stages] == [(1,), (2,), (3,)]
+    assert [stage.output for stage in plan.stages] == [(9, 8, 8, 8), (9, 16, 4, 4), (9, 16, 2, 2)]
+    modules = TINY.network.modules((1, 16, 16))
+    assert [stage.parameters for stage in plan.stages] == [sum(p.numel() for p in m.parameters()) for m in modules]
+    assert plan.fits
+    assert str(plan).startswith("fits: at most ")
+    # 160 digits: 48 for the test, 11 for validation and 101 to train on, and both of these again for the probe
+    assert plan.stages[0].cache["float32"] == (48 + 11 + 101 + 112) * 9 * 8 * 8 * 8 * 4
+    assert plan.stages[2].cache is None  # nobody reads the last module's outputs
+
+
+def test_a_stage_takes_what_was_planned(make_setup) -> None:
+    setup = make_setup()
+    planned = make_plan(setup).stages[0].fit.footprint.peak
+    assert run_stage(setup, 1)["peak"]["predicted"] == planned
+
+
+def test_all_together_is_one_stage_without_a_cache(make_setup) -> None:
+    plan = plan_of(make_setup, "schedule=simultaneous")
+    assert [stage.modules for stage in plan.stages] == [(1, 2, 3)]
+    assert plan.disk_needed == 0
+
+
+def test_nothing_begins_where_memory_is_short(make_setup) -> None:
+    setup = make_setup(apply_overrides(TINY, ["training.max_memory=10kB"]))
+    with pytest.raises(WillNotFit, match=r"module 1 in .* What would fit"):
+        run_all(setup)
+    assert not (setup.run.folder / "stages").exists()
+
+
+def test_nor_where_the_disk_is(make_setup, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**9, 10**9 - 1000, 1000))
+    with pytest.raises(WillNotFit, match=r"the cache of module 1 takes .* 1000 B for it: choose another --run-dir"):
+        require_fit(make_setup())
+    assert plan_of(make_setup, "feed=recompute").fits
+
+
+def test_what_more_than_fills_the_disk_rolls(make_setup, monkeypatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**9, 0, 2_000_000))
+    plan = plan_of(make_setup)
+    assert plan.fits
+    assert plan.disk_needed > plan.disk_free
+    assert "in windows that roll" in str(plan)
+
+
+def test_without_the_dataset_memory_is_still_told(make_setup, capsys) -> None:
+    recipe = load_recipe("stl10", ["training.batch_size=2"])
+    plan = make_plan(make_setup(recipe))
+    assert [stage.output for stage in plan.stages] == [(49, 256, 16, 16), (49, 512, 8, 8), (49, 1024, 4, 4)]
+    assert plan.disk_needed is None
+    plan_table(plan, recipe)
+    assert "is not known" in capsys.readouterr().out
+
+
+def test_the_command(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["plan", "--recipe", RECIPE, "--device", "cpu", "--json"]
+    told = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert told.exit_code == 0
+    assert json.loads(told.stdout)["fits"] is True
+    refused = CliRunner().invoke(main, [*asked, "--max-memory", "10kB"], catch_exceptions=False)
+    assert refused.exit_code == 3
+    assert json.loads(refused.stdout)["fits"] is False
+    assert not list(tmp_path.glob("runs/*/stages"))
