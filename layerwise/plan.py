@@ -116,7 +116,7 @@ def make_plan(setup: Setup) -> Plan:
                 problem,
                 _cache_bytes(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else None,
                 _cache_floor(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else 0,
-                activation_cache.inspect(location).bytes or 0 if stores and location.exists() else 0,
+                (activation_cache.inspect(location).bytes or 0) if stores else 0,
             )
         )
     free = _disk_free(setup.run.folder)
