@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -62,7 +63,7 @@ class Store(Protocol):
         ...
 
     def clear(self) -> None:
-        """Removes what is left of the place once its files are deleted: folders and locks."""
+        """Removes what is left of a place whose files were deleted: empty folders."""
         ...
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -150,7 +151,9 @@ class LocalStore:
         (self.root / path).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        shutil.rmtree(self.root, ignore_errors=True)
+        for folder, _, _ in os.walk(self.root, topdown=False):
+            with suppress(OSError):  # not empty
+                os.rmdir(folder)
 
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         for folder, _, names in os.walk(self.root / prefix):

@@ -93,6 +93,7 @@ def _wipe(store: Store) -> None:
         if not path.startswith(f"{RECORD}/lock") and path != PLAN:
             store.delete(path)
     store.delete(PLAN)
+    store.clear()
 
 
 def remove(location: str | Path | Store) -> None:
@@ -103,6 +104,8 @@ def remove(location: str | Path | Store) -> None:
     release = store.lock(0, 1)
     try:
         _wipe(store)
+        for path, _ in list(store.list()):  # the locks
+            store.delete(path)
         store.clear()
     finally:
         release()

@@ -1,0 +1,324 @@
+"""How fast the activation cache reads, writes and feeds a training, and how small it gets, beside other stores.
+
+    python -m benchmarks.cache [--work DIR] [--megabytes 512] [--repeats 5] [--peers] [--json FILE]
+
+Samples are real activations: outputs of module 1 of the paper's network (as its seed makes it) for crops of the two
+photographs that scikit-learn ships. Workload A: the module's output for one image, 49 x 256 x 16 x 16 in float16
+(6.4 MB). B: for one patch (131 KB). C: means over space of four patches (2 KB). Each is read in shuffled epochs from
+files in the page cache. *The practical limit* is a shuffled `np.take`, one thread, from a page-cached raw file
+into a warm buffer; everything is a fraction of it, measured in turns with it, medians. Speeds count the bytes as
+float16, whatever is stored. Beside wall time, the processor's time is compared (`cpu`): on a machine that does other
+work meanwhile it is the sturdier of the two for readers of one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from activation_cache import SplitSpec, Storage, calibrate, create, make_key, open_cache
+from activation_cache.order import epoch_order
+
+Array = npt.NDArray[Any]
+Epoch = Callable[[int], int]
+"""Reads one shuffled epoch; returns how many samples that was."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    name: str
+    shape: tuple[int, ...]
+    batch: int
+
+    @property
+    def sample_bytes(self) -> int:
+        return 2 * int(np.prod(self.shape))
+
+
+WORKLOADS = (Workload("A", (49, 256, 16, 16), 16), Workload("B", (256, 16, 16), 16), Workload("C", (1024,), 1024))
+
+STORAGES = (Storage("float16"), Storage("float16", "lz4"), Storage("uint8", "lz4"), Storage("uint8", "zstd"))
+
+
+def activations(images: int) -> Iterator[Array]:
+    """Module 1's outputs (49, 256, 16, 16) float16, one image at a time; on a GPU where there is one."""
+    import torch
+    from sklearn.datasets import load_sample_images
+
+    from layerwise.nets.resnet import Group, PatchResNet
+
+    torch.manual_seed(0)
+    network = PatchResNet(patch=16, patch_stride=8, stem_channels=64, groups=(Group(channels=256, blocks=3),))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    module = network.modules((1, 64, 64))[0].to(device).eval()
+    rng = np.random.default_rng(0)
+    pictures = [picture.mean(axis=2) / 255 for picture in load_sample_images().images]
+    for _ in range(images):
+        picture = pictures[rng.integers(len(pictures))]
+        top, left = (rng.integers(0, size - 64) for size in picture.shape)
+        crop = picture[top : top + 64, left : left + 64][:, :: rng.choice([-1, 1])]
+        x = torch.from_numpy(((crop - 0.412) / 0.257)[None, None].astype(np.float32)).to(device)
+        with torch.no_grad():
+            yield module(x).output.relu().half().cpu().numpy().reshape(49, 256, 16, 16)
+
+
+def make_raw(work: Path, megabytes: int) -> dict[str, Path]:
+    """The raw file of each workload, about `megabytes` each."""
+    raw = {workload.name: work / f"{workload.name}.raw" for workload in WORKLOADS}
+    if all(path.exists() for path in raw.values()):
+        return raw
+    count = max(32, megabytes * 10**6 // WORKLOADS[0].sample_bytes)
+    pooled = []
+    with open(raw["A"], "wb") as file:
+        for image in activations(count):
+            image.tofile(file)
+            pooled.append(image.astype(np.float32).mean(axis=(2, 3)))
+    os.link(raw["A"], raw["B"])  # the same bytes, a patch a sample
+    rng, patches = np.random.default_rng(1), np.concatenate(pooled).astype(np.float16)
+    with open(raw["C"], "wb") as file:
+        for _ in range(megabytes):
+            patches[rng.integers(len(patches), size=(488, 4))].tofile(file)
+    return raw
+
+
+def write_cache(location: Path, samples: Array, storage: Storage) -> None:
+    if location.exists():
+        return
+    some = samples[:: max(1, len(samples) // 64)].astype(np.float32)
+    # Channels: of A axis 1, behind the patches; of B axis 0; of C every feature is one.
+    calibration = calibrate([some], channel_axis=samples.ndim - 1 - 3 if samples.ndim > 3 else 0)
+    spec = SplitSpec("train", len(samples), samples.shape[1:])
+    with create(
+        location,
+        make_key({}, storage),
+        [spec],
+        storage,
+        calibration=calibration if storage.dtype == "uint8" else None,
+    ) as writer:
+        step = max(1, (64 << 20) // samples[0].nbytes)
+        for at in range(0, len(samples), step):
+            part = samples[at : at + step]
+            writer.append("train", part, [str(i) for i in range(at, at + len(part))])
+        writer.commit()
+
+
+def limit_reader(samples: Array, batch: int) -> Epoch:
+    out = np.empty((batch, *samples.shape[1:]), samples.dtype)
+
+    def epoch(number: int) -> int:
+        order = epoch_order(len(samples), 1, number)
+        for at in range(0, len(order) - batch + 1, batch):
+            np.take(samples, order[at : at + batch], axis=0, out=out, mode="clip")
+        return len(order) // batch * batch
+
+    return epoch
+
+
+def memmap_reader(samples: Array, batch: int) -> Epoch:
+    """One by one into a warm buffer, as a hand-written loader would."""
+    out = np.empty((batch, *samples.shape[1:]), samples.dtype)
+
+    def epoch(number: int) -> int:
+        order = epoch_order(len(samples), 1, number)
+        for at in range(0, len(order) - batch + 1, batch):
+            for place, index in enumerate(order[at : at + batch].tolist()):
+                out[place] = samples[index]
+        return len(order) // batch * batch
+
+    return epoch
+
+
+def cache_reader(location: Path, batch: int, threads: int | None = None) -> Epoch:
+    split = open_cache(location).splits["train"]
+    return lambda number: sum(len(b) for b in split.batches(batch, seed=1, epoch=number, threads=threads))
+
+
+def compare(readers: dict[str, Epoch], sample_bytes: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Reader -> GB/s (wall), and fractions of the first reader's speed by wall and by processor time; medians."""
+    walls: dict[str, list[float]] = {name: [] for name in readers}
+    cpus: dict[str, list[float]] = {name: [] for name in readers}
+    for repeat in range(-1, repeats):
+        for name, epoch in readers.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            samples = epoch(repeat + 1)
+            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            if repeat >= 0:  # the first epoch warms up, and checks checksums
+                walls[name].append(wall / samples)
+                cpus[name].append(cpu / samples)
+    first = next(iter(readers))
+    wall_limit, cpu_limit = statistics.median(walls[first]), statistics.median(cpus[first])
+    return {
+        name: {
+            "gb_per_s": sample_bytes / statistics.median(walls[name]) / 1e9,
+            "of_limit": wall_limit / statistics.median(walls[name]),
+            "of_limit_cpu": cpu_limit / statistics.median(cpus[name]),
+        }
+        for name in readers
+    }
+
+
+def reading(work: Path, raw: dict[str, Path], repeats: int, peers: bool) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for workload in WORKLOADS:
+        whole = np.memmap(raw[workload.name], np.float16, "r")
+        samples: Array = whole.reshape(-1, *workload.shape)
+        readers: dict[str, Epoch] = {
+            "limit": limit_reader(samples, workload.batch),
+            "memmap": memmap_reader(samples, workload.batch),
+        }
+        stores = {}
+        for storage in (
+            Storage("float16"),
+            Storage("float16", "lz4"),
+            Storage("uint8", "lz4"),
+            Storage("uint8", "zstd"),
+        ):
+            name = f"{storage.dtype}+{storage.codec}"
+            location = work / f"{workload.name}-{name}"
+            write_cache(location, samples, storage)
+            readers[f"cache {name}"] = cache_reader(location, workload.batch)
+            stores[name] = sizes(location, samples)
+        if peers:
+            from benchmarks.cache_peers import peer_readers
+
+            readers |= peer_readers(work, workload.name, samples, workload.batch)
+        speeds = compare(readers, workload.sample_bytes, repeats)
+        found[workload.name] = {"speeds": speeds, "stores": stores}
+        for name, speed in speeds.items():
+            say(f"{workload.name}  {name:28s} {speed['gb_per_s']:7.2f} GB/s  {speed['of_limit']:5.2f} of the limit"
+                f"  ({speed['of_limit_cpu']:5.2f} by processor time)")  # fmt: skip
+        for name, store in stores.items():
+            say(f"{workload.name}  {name:28s} {store['ratio']:.3f} of the float16 bytes, error {store['error']:.1e}")
+    return found
+
+
+def sizes(location: Path, samples: Array) -> dict[str, float]:
+    """Bytes on disk over those of float16, and the relative L2 error, on some samples."""
+    cache = open_cache(location)
+    split = cache.splits["train"]
+    some = np.arange(0, len(samples), max(1, len(samples) // 32))
+    values = split.read(some)
+    assert isinstance(values, np.ndarray)
+    exact = samples[some].astype(np.float32)
+    error = np.linalg.norm(split.dequantise(values) - exact) / np.linalg.norm(exact)
+    return {"ratio": cache.nbytes / samples.nbytes, "error": float(error)}
+
+
+def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
+    """Seconds of: the forward pass alone, a raw write alone, and both through the cache's writer."""
+    count = 24
+    samples: Array = np.memmap(raw["A"], np.float16, "r").reshape(-1, *WORKLOADS[0].shape)
+    kept = np.array(samples[:count])
+    storage = Storage("float16")
+    target = work / "written"
+    seconds: dict[str, list[float]] = {"forward": [], "raw write": [], "cache": []}
+    for _ in range(repeats):
+        began = time.perf_counter()
+        for _ in activations(count):
+            pass
+        seconds["forward"].append(time.perf_counter() - began)
+        began = time.perf_counter()
+        with open(work / "raw-written", "wb", buffering=0) as file:
+            for sample in kept:
+                file.write(sample.data)
+            os.fsync(file.fileno())
+        seconds["raw write"].append(time.perf_counter() - began)
+        shutil.rmtree(target, ignore_errors=True)
+        began = time.perf_counter()
+        spec = SplitSpec("train", count, WORKLOADS[0].shape)
+        with create(target, make_key({}, storage), [spec], storage) as writer:
+            for i, sample in enumerate(activations(count)):
+                writer.append("train", sample[None], [str(i)])
+            writer.commit()
+        seconds["cache"].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians["ratio"] = medians["cache"] / max(medians["forward"], medians["raw write"])
+    say(f"writing: forward {medians['forward']:.2f} s, raw write {medians['raw write']:.2f} s, both through the cache "
+        f"{medians['cache']:.2f} s: {medians['ratio']:.2f} of the longer")  # fmt: skip
+    return medians
+
+
+def training(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
+    """Samples a second of a small convolution trained on B, from the cache and from memory: their ratio."""
+    import torch
+
+    samples: Array = np.memmap(raw["B"], np.float16, "r").reshape(-1, *WORKLOADS[1].shape)[:512]
+    in_memory = torch.from_numpy(np.array(samples))
+    write_cache(work / "B-training", np.array(samples), Storage("float16"))
+    split = open_cache(work / "B-training").splits["train"]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(256, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3))
+    optimiser = torch.optim.Adam(model.parameters())
+
+    def step(x: torch.Tensor) -> None:
+        optimiser.zero_grad()
+        model(x.float()).square().mean().backward()
+        optimiser.step()
+
+    def from_memory(epoch: int) -> None:
+        order = torch.from_numpy(epoch_order(len(samples), 1, epoch))
+        for at in range(0, len(order), 32):
+            step(in_memory[order[at : at + 32]])
+
+    def from_cache(epoch: int) -> None:
+        for batch in split.batches(32, seed=1, epoch=epoch):
+            step(torch.from_numpy(batch.values))
+
+    seconds: dict[str, list[float]] = {"memory": [], "cache": []}
+    for repeat in range(-1, repeats):
+        for name, run in (("memory", from_memory), ("cache", from_cache)):
+            began = time.perf_counter()
+            run(repeat + 1)
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    medians["ratio"] = medians["memory"] / medians["cache"]
+    say(f"training a small module: from the cache {medians['ratio']:.2f} of the speed from memory")
+    return medians
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, help="a directory for the files; kept, so that a second run is quicker")
+    parser.add_argument("--megabytes", type=int, default=512, help="of each workload")
+    parser.add_argument("--repeats", type=int, default=5, help="epochs that are timed")
+    parser.add_argument("--peers", action="store_true", help="other stores too: pip install 'layerwise[bench]'")
+    parser.add_argument("--json", type=Path, help="where to write the figures")
+    options = parser.parse_args()
+    work = options.work or Path(tempfile.mkdtemp(prefix="cache-benchmark-"))
+    work.mkdir(parents=True, exist_ok=True)
+    try:
+        raw = make_raw(work, options.megabytes)
+        found = {
+            "processors": os.cpu_count(),
+            "load": os.getloadavg()[0],
+            "reading": reading(work, raw, options.repeats, options.peers),
+            "training": training(work, raw, options.repeats),
+            "writing": writing(work, raw, max(3, options.repeats // 2)),
+        }
+    finally:
+        if options.work is None:
+            shutil.rmtree(work)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
