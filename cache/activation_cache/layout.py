@@ -249,7 +249,7 @@ def _chunk_codecs(storage: Storage) -> list[Json]:
 
 def _array(shape: Sequence[int], dtype: str, chunk: Sequence[int], codecs: Sequence[Json], attributes: Json) -> bytes:
     fill: Json = False if dtype == "bool" else (0.0 if dtype.startswith("float") else 0)
-    return _pretty(
+    return _metadata(
         {
             "zarr_format": 3,
             "node_type": "array",
@@ -289,12 +289,12 @@ def small_metadata(shape: Sequence[int], dtype: str) -> bytes:
 
 
 def group_metadata(attributes: Json) -> bytes:
-    return _pretty({"zarr_format": 3, "node_type": "group", "attributes": attributes})
+    return _metadata({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
 def root_attributes(plan: Plan, digest: str) -> Json:
     return {"activation_cache": {"format": FORMAT, "key": digest, "splits": [s.name for s in plan.splits]}}
 
 
-def _pretty(value: Json) -> bytes:
-    return (json.dumps(value, indent=2, allow_nan=False) + "\n").encode()
+def _metadata(value: Json) -> bytes:
+    return (json.dumps(value, allow_nan=False) + "\n").encode()
