@@ -26,7 +26,11 @@ def read_everything(location: Path) -> object:
     split = open_cache(location).splits["train"]
     assert split.ids
     assert split.labels
-    return [(b.values.tobytes(), b.ids, b.labels["class"].tolist()) for b in split.batches(2, drop_last=False, threads=0)]  # type: ignore[union-attr]
+    labels = np.asarray(split.labels["class"])
+    return [
+        (batch.values.tobytes(), batch.ids, labels[batch.indices].tolist())  # type: ignore[union-attr]
+        for batch in split.batches(2, drop_last=False, threads=0)
+    ]
 
 
 def is_noticed(location: Path, path: str) -> bool:
