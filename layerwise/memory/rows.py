@@ -24,6 +24,7 @@ from layerwise.memory.predict import Samples, Step
 from layerwise.methods import with_method
 from layerwise.recipe import MethodName, Recipe
 from layerwise.recipe_loader import apply_overrides, load_recipe
+from layerwise.scale import with_scale
 from layerwise.step import train_step
 
 PAPER = {"supervised": 6.3, "cpc": 7.7, "gim all": 7.0, "gim module 1": 2.5}
@@ -139,7 +140,7 @@ def row_recipe(asked: Asked, row: Row) -> Recipe:
     recipe = apply_overrides(load_recipe(asked.recipe), overrides)
     if asked.depth is not None:
         recipe = recipe.model_copy(update={"network": recipe.network.repeated(asked.depth)})
-    return with_method(recipe, row.method)
+    return with_method(with_scale(recipe, recipe.scale), row.method)
 
 
 def samples_of(recipe: Recipe) -> Samples:

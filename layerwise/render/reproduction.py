@@ -31,7 +31,7 @@ def write_reproduction(what: str, result: Mapping[str, Any], folder: Path) -> li
 def show_reproduction(what: str, result: Mapping[str, Any], files: Sequence[Path]) -> None:
     lines = [*warnings(result), *result.get("notes", [])]
     if what.startswith("table"):
-        head, *rows = _grid(result)
+        head, *rows = _memory_grid(result) if what == "table2" else _grid(result)
         made = table(result["title"], *head)
         for row in rows:
             made.add_row(*row)
@@ -46,7 +46,7 @@ def markdown(what: str, result: Mapping[str, Any]) -> str:
     parts += [f"Recipe `{result['recipe']}`, seeds {', '.join(map(str, result['seeds']))}."]
     parts += [f"{note}." for note in result.get("notes", [])]
     if what.startswith("table"):
-        parts += ["", *_markdown_rows(_grid(result)), ""]
+        parts += ["", *_markdown_rows(_memory_grid(result) if what == "table2" else _grid(result)), ""]
         parts += [f"* {row['title']}: {row['note']}." for row in result["rows"] if row.get("note")]
     picture = PICTURES[what](result)
     parts += ["", f"![{picture.title}]({what}.png)", "", picture.words]
@@ -83,6 +83,46 @@ def _grid(result: Mapping[str, Any]) -> list[list[str]]:
         line.append(duration(max(cell["seconds"] for cell in row["cells"].values())))
         lines.append(line)
     return lines
+
+
+def _memory_grid(result: Mapping[str, Any]) -> list[list[str]]:
+    lines = [["training", "ours, GB", "how", "paper, GB", "difference"]]
+    for row in result["rows"]:
+        numbers = [row["ours"], row["paper"], row["difference"]]
+        ours, paper, difference = ("–" if number is None else f"{number:.2f}" for number in numbers)
+        lines.append([row["title"], ours, row["problem"] or row["kind"], paper, difference])
+    return lines
+
+
+MEMORY_NOTE = (
+    "Predicted bytes are those of tensors; the paper measured a GPU's allocation with the PyTorch of 2019, where a "
+    "CUDA context and the allocator's reserve come on top"
+)
+
+
+def _memory(result: Mapping[str, Any]) -> Picture:
+    def draw(theme: Theme) -> Figure:
+        rows = result["rows"]
+        figure, (axes,) = panels(1, 1, 0.45 * len(rows) + 1.7)
+        for place, row in enumerate(rows):
+            hidden = "_" if place else ""
+            axes.barh(place, row["ours"] or 0, height=0.6, color=theme.first, label=f"{hidden}ours, {row['kind']}")
+            if row["paper"] is not None:
+                label = f"{hidden}the paper's, measured"
+                axes.plot(row["paper"], place, "D", color=theme.second, markersize=9, linestyle="none", label=label)
+            text = "not known" if row["ours"] is None else f"{row['ours']:.2f}"
+            axes.annotate(text, (row["ours"] or 0, place), xytext=(4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="y", visible=False)
+        axes.set_xlabel("memory of a training step (GB)")
+        figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower right", ncols=2)
+        return figure
+
+    words = "; ".join(f"{line[0]}: {line[1]} GB" for line in _memory_grid(result)[1:])
+    return Picture("memory", result["title"], f"{words}. {MEMORY_NOTE}.", draw)
 
 
 def _plus_minus(mean: float | None, deviation: float | None) -> str:
@@ -333,6 +373,7 @@ def _mosaic(patches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
 
 PICTURES = {
     "table1": _accuracies,
+    "table2": _memory,
     "table3": _accuracies,
     "table4": _accuracies,
     "figure2": _patches,
