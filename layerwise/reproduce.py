@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from layerwise.errors import UsageError
+from layerwise.errors import StoppedEarly, UsageError
 from layerwise.frozen import require_stage
 from layerwise.memory.rows import PAPER, Asked, Row, count_modules, row_recipe, work_out_apart
 from layerwise.paper import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
@@ -232,6 +232,8 @@ def memory_of_a_step(ground: Ground) -> dict[str, Any]:
     ]
     rows = []
     for row, title in asked_rows:
+        if ground.should_stop():
+            raise StoppedEarly(f"stopped before the row {title!r}; the same command begins the table again")
         (found,) = work_out_apart([(asked, row)])
         ours, paper = None if found.peak is None else found.peak / 1e9, PAPER.get(row.name)
         rows.append(

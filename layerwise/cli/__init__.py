@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
+from layerwise.cli import cache, grow, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,5 +29,5 @@ def main() -> None:
     """
 
 
-for module in (run, stage, cache, probe, plan, memreport, status, verify, reproduce, recipes):
+for module in (run, stage, cache, probe, plan, memreport, status, verify, reproduce, recipes, grow):
     main.add_command(module.command)

@@ -1,0 +1,60 @@
+"""layerwise grow"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import click
+
+from layerwise.cli.common import Options, emit, options, setup_for
+
+
+@click.command(name="grow")
+@click.option("--channels", type=click.IntRange(min=4), help="Of the new module. Default: twice those of the last.")
+@click.option("--blocks", type=click.IntRange(min=1), default=1, show_default=True, help="Residual blocks in it.")
+@click.option("--stride", type=click.IntRange(1, 4), default=1, show_default=True, help="Of its first block.")
+@options
+def command(channels: int | None, blocks: int, stride: int, options: Options) -> None:
+    """Add a module on top of a finished run, and train only it.
+
+    The modules below stay as they are, to the bit. The run keeps the new module in its recipe from then on.
+    """
+    with setup_for(options, purpose="grow", writes=False) as setup:
+        from layerwise.errors import UsageError
+        from layerwise.frozen import require_stages
+        from layerwise.nets.resnet import PatchResNet
+
+        recipe, depth, folder = setup.recipe, setup.depth, setup.run.folder
+        network = recipe.network
+        if not isinstance(network, PatchResNet) or network.cuts is not None:
+            raise UsageError(
+                f"grow adds a group to a PatchResNet with a module a group (network.cuts = none), and the recipe "
+                f"{recipe.name!r} has another network or method: add the module in the recipe, and train it with "
+                "layerwise stage"
+            )
+        if recipe.schedule != "iterative":
+            raise UsageError(f"{folder} was trained all modules together, and a new one would have to join them")
+        require_stages(setup, depth)
+        last = network.groups[-1]
+        added = {"channels": channels or 2 * last.channels, "blocks": blocks, "stride": stride}
+        if added["channels"] == last.channels and stride == 1:
+            raise UsageError(
+                f"a module of {last.channels} channels and stride 1 on one of as many reads its input unrectified, "
+                "which the module below does not hand on: choose other --channels, or a --stride"
+            )
+        groups = json.dumps([*(group.model_dump() for group in network.groups), added])
+    grown = dataclasses.replace(options.override(**{"network.groups": groups}), run_dir=folder)
+    with setup_for(grown, purpose="grow") as setup:
+        from layerwise.caching import cached, write_cache
+        from layerwise.probe import probe_module
+        from layerwise.render.tables import probe_table
+        from layerwise.schedule import run_stage
+
+        if setup.recipe.feed == "cache" and not cached(setup, depth):
+            write_cache(setup, depth)
+        record = run_stage(setup, depth + 1)
+        labelled = {"probe", "test"} <= setup.facts.sizes.keys()
+        probes = [probe_module(setup, number) for number in (depth, depth + 1)] if labelled else []
+        result = {"run": str(folder), "module": depth + 1, "trained": record, "probes": probes}
+        emit(options, result, lambda: probe_table(probes))
