@@ -24,7 +24,7 @@ from layerwise.data.files import FolderImages, Picture, PictureStore
 from layerwise.data.images import check_levels
 from layerwise.errors import DamagedData, NotReady
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, free
+from layerwise.recipe import DatasetSettings, Shape, free
 
 READERS = 4
 
@@ -61,6 +61,9 @@ class ImageFolder(DatasetSettings):
             raise ValueError(f"crop {self.crop} must be {self.tile} or less, as dataset.tile = {self.tile}")
         check_levels(self.mean, self.std, self.grayscale)
         return self
+
+    def expects(self) -> tuple[Shape, dict[str, int]]:
+        return (1 if self.grayscale else 3, self.crop, self.crop), {}  # classes are told by the folders alone
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         if data_dir is None:

@@ -1,0 +1,65 @@
+"""Pictures larger than memory: cut into tiles, they stream through stage 1, and the cache feeds stage 2."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from layerwise import memory
+from layerwise.caching import write_cache
+from layerwise.data.folder import ImageFolder
+from layerwise.errors import WillNotFit
+from layerwise.memory import Samples
+from layerwise.nets.resnet import Group, PatchResNet
+from layerwise.recipe import CacheSettings, Recipe, Training
+from layerwise.run import open_run
+from layerwise.schedule import run_stage
+from layerwise.setup import Setup
+from tests.conftest import TINY
+
+SIDE, TILE, BUDGET = 768, 64, 4 * 10**6
+PICTURES = ImageFolder(tile=TILE, resize=None, crop=TILE, grayscale=True, validation=0.3)
+NETWORK = PatchResNet(
+    patch=16,
+    patch_stride=16,
+    stem_channels=4,
+    groups=(Group(channels=8, blocks=1), Group(channels=16, blocks=1, stride=2)),
+)
+RECIPE: Recipe = TINY.model_copy(
+    update={
+        "dataset": PICTURES,
+        "network": NETWORK,
+        "training": Training(batch_size=16, epochs=1, max_memory=BUDGET),
+        "cache": CacheSettings(dtype="uint8"),
+    }
+)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    draw = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(3):
+        Image.fromarray(draw.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)).save(tmp_path / f"pictures/{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_one_picture_at_once_would_break_the_budget() -> None:
+    whole = RECIPE.model_copy(update={"training": RECIPE.training.model_copy(update={"batch_size": 1})})
+    with pytest.raises(WillNotFit):
+        memory.fit(whole, [1], Samples((1, SIDE, SIDE), {}))
+
+
+def test_tile_by_tile_it_trains_within_it(tmp_path, pictures) -> None:
+    setup = Setup(open_run(tmp_path / "run", RECIPE), torch.device("cpu"), data_dir=pictures)
+    first = run_stage(setup, 1)
+    write_cache(setup, 1)
+    second = run_stage(setup, 2)
+    for record in (first, second):
+        assert record["steps"] > 0
+        assert record["peak"]["predicted"] <= BUDGET
+    assert sum(setup.facts.sizes.values()) == 3 * (SIDE // TILE) ** 2
