@@ -20,6 +20,7 @@ from layerwise.recipe import Recipe, Shape
 from layerwise.setup import Setup
 from layerwise.units import size
 
+PROBED = ("probe", "test")
 ITEM = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 COMPRESSED = 0.5
 """Of their bytes, what a lossless codec leaves of rectified activations, at best: half of them are zeros."""
@@ -175,7 +176,8 @@ def _fit(setup: Setup, numbers: Sequence[int], samples: Samples) -> tuple[Fit | 
 
 
 def _cache_bytes(recipe: Recipe, shape: Shape, counts: Mapping[str, int]) -> dict[str, int]:
-    samples = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
+    stored = {split: count for split, count in counts.items() if recipe.cache.probe_splits or split not in PROBED}
+    samples = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in stored.items())
     return {dtype: samples * math.prod(shape) * item for dtype, item in ITEM.items()}
 
 
