@@ -158,16 +158,21 @@ def samples_of(recipe: Recipe) -> Samples:
 
 
 def count_modules(recipe: Recipe) -> int:
+    return _modules_and_parts(recipe)[0]
+
+
+def _modules_and_parts(recipe: Recipe) -> tuple[int, int]:
+    """How many modules learn on their own, and how many the network was cut into before any were merged."""
     with torch.device("meta"):
-        return len(recipe.network.modules(samples_of(recipe).shape))
+        modules = recipe.network.modules(samples_of(recipe).shape)
+    return len(modules), sum(len(module.parts()) for module in modules)
 
 
 def work_out(asked: Asked, row: Row) -> Found:
     """One row, in this process."""
     recipe = row_recipe(asked, row)
-    samples, modules = samples_of(recipe), count_modules(recipe)
+    samples, (modules, depth) = samples_of(recipe), _modules_and_parts(recipe)
     numbers = row.modules or tuple(range(1, modules + 1))
-    depth = asked.depth or modules
     try:
         found = fit(recipe, numbers, samples, step=STEPS[row.step])
     except LayerwiseError as error:

@@ -118,7 +118,9 @@ def _kind(one: Found) -> str | None:
 
 
 def _name(one: Found, found: Sequence[Found]) -> str:
-    return one.row.name if len({other.depth for other in found}) == 1 else f"{one.row.name}, {one.depth} modules"
+    """With its depth where the row is there at several."""
+    several = sum(other.row.name == one.row.name for other in found) > 1
+    return f"{one.row.name}, {one.depth} modules" if several else one.row.name
 
 
 def _ratios(found: Sequence[Found]) -> list[tuple[float | None, float | None]]:
