@@ -130,7 +130,7 @@ TABLE4 = PaperTable(
     (
         _audio("Greedy InfoMax (GIM)", GIM, 62.5, 99.4),
         _audio("GIM without BPTT", Training("gim", changes=("network.context.bptt=false",)), 55.5, 99.2),
-        _audio("GIM without g_ar", Training("gim", changes=("network.context=none",)), 50.8, 99.1),
+        _audio("GIM without g_ar", Training("gim", changes=("network.context=null",)), 50.8, 99.1),
     ),
 )
 

@@ -246,3 +246,10 @@ def test_a_loaded_file_finds_itself(tmp_path: Path) -> None:
     path.write_text(MINE + "import sys\nassert sys.modules[__name__].recipe is recipe\n")
     load_recipe(str(path))
     assert "layerwise_recipe_own" in sys.modules
+
+
+def test_an_optional_group_can_be_left_out() -> None:
+    network = load_recipe("voices", ["network.context=null"]).network
+    assert not network.has_context
+    with pytest.raises(RecipeError, match=r"optimiser"):
+        load_recipe("voices", ["optimiser=null"])

@@ -270,6 +270,8 @@ def _band(
 
 def _errors(result: Mapping[str, Any]) -> Picture:
     def draw(theme: Theme) -> Figure:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
         figure, (axes,) = panels(1, 1, 4.4)
         styles = zip((theme.first, theme.second, theme.third), ("o-", "s--", "^-."), strict=True)
         for line, (color, style) in zip(result["methods"], styles, strict=True):
@@ -300,8 +302,9 @@ def _errors(result: Mapping[str, Any]) -> Picture:
                     label=f"{NAMES[line['method']]}, the paper's",
                 )
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="minor", linewidth=0.4)
         axes.set_xticks(modules)
         axes.set_xlabel("module whose representation is classified")
