@@ -5,6 +5,7 @@ The cache's key holds all that can change a value in it. A cache whose key diffe
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -45,9 +46,22 @@ def cache_key(setup: Setup, number: int) -> dict[str, Any]:
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
     }
+    if (stored := stored_inputs(setup, number)) is not None:
+        causes["inputs"] = stored
     if rolling := read_rolling(setup, number):
         causes["window"] = rolling.identity  # such a cache has no training samples: they are in the window
     return activation_cache.make_key(causes, storage(setup))
+
+
+def stored_inputs(setup: Setup, number: int) -> str | None:
+    """The dtype of the cache whose values module `number`'s outputs are computed from.
+
+    None where they are computed from the exact values, for which a float32 cache and the frozen modules serve alike.
+    """
+    cache = setup.recipe.cache
+    if number == 1 or setup.recipe.feed != "cache" or cache.dtype == "float32" or read_rolling(setup, number - 1):
+        return None
+    return cache.dtype
 
 
 def open_cache(setup: Setup, number: int) -> Cache:
@@ -78,7 +92,7 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
 
 
 def _command(setup: Setup, number: int) -> str:
-    return f"layerwise cache --module {number} --run-dir {setup.run.folder}"
+    return f"layerwise cache --module {number} --run-dir {shlex.quote(str(setup.run.folder))}"
 
 
 def cached(setup: Setup, number: int) -> bool:
@@ -244,7 +258,10 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
 
 def _outputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     require_stages(setup, number)
-    return RecomputeFeed(nearest_inputs(setup, number, splits), load_frozen(setup, number)[-1:], setup.device)
+    # Where rounding in the cache below shows in the values, only that cache will do: the key says so.
+    exact = stored_inputs(setup, number) is None
+    inputs = nearest_inputs(setup, number, splits) if exact else _from_cache(setup, number)
+    return RecomputeFeed(inputs, load_frozen(setup, number)[-1:], setup.device)
 
 
 def _layout(setup: Setup, outputs: Feed, name: str) -> SplitSpec:
@@ -290,7 +307,7 @@ def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
             if setup.should_stop():
                 raise StoppedEarly(
                     f"stopped while writing the cache of module {number}; whole shards are kept: "
-                    "the same command goes on"
+                    "the same command, without --fresh, goes on"
                 )
             if at == part.stop:
                 break
@@ -314,7 +331,7 @@ def _calibrate(outputs: Feed, channel_axis: int) -> Calibration:
     def batches() -> Iterator[npt.NDArray[Any]]:
         seen = 0
         for batch in outputs.in_order("train", view=0):
-            yield batch.inputs.float().cpu().numpy()
+            yield batch.inputs[: CALIBRATION_SAMPLES - seen].float().cpu().numpy()
             seen += len(batch)
             if seen >= CALIBRATION_SAMPLES:
                 return

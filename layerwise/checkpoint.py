@@ -16,11 +16,11 @@ from torch import Tensor
 from layerwise.errors import NotReady
 from layerwise.recipe import differences
 from layerwise.step import Learner
-from layerwise.storage import load_tensors, read_json, save_tensors, write_json
+from layerwise.storage import flush_directory, load_tensors, read_json, save_tensors, write_json
 
 RECORD = "checkpoint.json"
-LENGTH_ONLY = ("training.epochs: ", "training.patience: ", "training.tolerance: ")
-"""Settings that only say how long a training lasts: they may change in its middle."""
+LENGTH_ONLY = "training.epochs: "
+"""How long a training lasts at most: it may change in its middle, to what has not passed yet."""
 
 
 def save_checkpoint(
@@ -33,7 +33,7 @@ def save_checkpoint(
 ) -> None:
     """Replace the checkpoint; with `best`, these weights are also those that freezing will take."""
     record = read_json(folder / RECORD) or {}
-    # Two names in turn: the file that the standing record names is never written over.
+    # Every place has a name of its own: the file that the standing record names is never written over.
     name = f"checkpoint-{place['step']}-{place['epoch']}.safetensors"
     files = {"latest": {"file": name, "sha256": save_tensors(folder / name, _state(learners))}}
     files["best"] = files["latest"] if best else record.get("files", {}).get("best", files["latest"])
@@ -62,9 +62,15 @@ def load_checkpoint(
             f"{folder} holds an unfinished training with other settings ({'; '.join(changed[:5])}). "
             "Go back to those settings, choose another --run-dir, or add --fresh to begin again."
         )
+    place: dict[str, Any] = record["place"]
+    asked = made_from.get("training", {}).get("epochs")
+    if asked is not None and not best and place["epoch"] + (place["batch"] > 0) > asked:
+        raise NotReady(
+            f"{folder} holds a training that is in epoch {place['epoch'] + (place['batch'] > 0)} already, and "
+            f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to begin again."
+        )
     entry = record["files"]["best" if best else "latest"]
     _restore(learners, load_tensors(folder / entry["file"], entry["sha256"]))
-    place: dict[str, Any] = record["place"]
     return place
 
 
@@ -72,6 +78,8 @@ def drop_checkpoint(folder: Path) -> None:
     (folder / RECORD).unlink(missing_ok=True)
     for path in folder.glob("checkpoint-*.safetensors"):
         path.unlink()
+    if folder.exists():
+        flush_directory(folder)
 
 
 def _state(learners: Sequence[Learner]) -> dict[str, Tensor]:

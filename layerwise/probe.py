@@ -75,7 +75,8 @@ def fit_probe(
     rate = settings.learning_rates[0]
     if len(settings.learning_rates) > 1:
         order = torch.from_numpy(numpy_generator(seed, "probe split").permutation(len(train)))
-        held, kept = order.split([int(len(order) * HELD_OUT), len(order) - int(len(order) * HELD_OUT)])
+        count = max(1, int(len(order) * HELD_OUT))
+        held, kept = order[:count], order[count:]
         trial, judges = train.at(kept), train.at(held)
         judged = {
             rate: accuracy(_train_linear(trial, classes, rate, settings, seed, device), judges)

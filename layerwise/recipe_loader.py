@@ -109,7 +109,7 @@ def _execute(path: Path) -> Recipe:
         raise RecipeError(f"{str(path)!r}: {explain(error)}") from error
     except RecipeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         reason = " ".join(str(error).split())
         raise RecipeError(f"{str(path)!r} could not be run: {type(error).__name__}: {reason}") from error
     recipe = getattr(module, "recipe", None)

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layerwise.errors import NotReady, RunLocked, UsageError
+from layerwise.errors import NotReady, RunLocked, UsageError, WillNotFit
 from layerwise.recipe import Recipe
 from layerwise.storage import read_json, write_file, write_json
 
@@ -79,6 +79,20 @@ class Run:
         place = None if data_dir is None else str(data_dir.resolve())
         write_json(self.folder / "run.json", {"recipe": source, "set": list(overrides), "data_dir": place})
         write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+
+    @contextmanager
+    def following(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> Iterator[None]:
+        """Follow this recipe from now on, unless the block refuses it: then the run follows the one it did before."""
+        before = {name: self.folder / name for name in ("run.json", "recipe.json")}
+        kept = {path: path.read_bytes() for path in before.values() if path.exists()}
+        last = {override.partition("=")[0].strip(): override for override in overrides}
+        self.follow(source, list(last.values()), data_dir)
+        try:
+            yield
+        except (UsageError, NotReady, WillNotFit):
+            for path, content in kept.items():
+                write_file(path, content)
+            raise
 
     @contextmanager
     def locked(self, purpose: str) -> Iterator[None]:
@@ -172,6 +186,8 @@ def append_line(path: Path, record: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def keep_lines(path: Path, count: int) -> None:

@@ -58,10 +58,6 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
 
 def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: bool) -> None:
     recipe, folder = setup.recipe, setup.run.training(numbers)
-    if fresh:
-        drop_checkpoint(folder)
-        for number in numbers:
-            (setup.run.stage(number) / "stage.json").unlink(missing_ok=True)
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     fit = _fit(setup, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)
@@ -72,6 +68,10 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     ]
     del modules  # the prefix and the suffix have no part in this stage
     made_from = stage_identity(setup, numbers[-1])
+    if fresh:  # only now that nothing stands in the way of training anew
+        drop_checkpoint(folder)
+        for number in numbers:
+            (setup.run.stage(number) / "stage.json").unlink(missing_ok=True)
     steps = feed.samples // recipe.training.batch_size
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")

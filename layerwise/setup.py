@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +46,9 @@ class Setup:
     download: bool = False
     progress: Progress = field(default_factory=Silent)
     should_stop: Callable[[], bool] = lambda: False
+    writes: bool = True
+    """Whether the run is held; looking at one must not change it."""
+    _opened: dict[str, Any] = field(default_factory=dict, init=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -69,7 +73,9 @@ class Setup:
             "manifest": manifest,
             "notes": list(splits.notes),
         }
-        write_json(self._note, facts)
+        self._opened = facts
+        if self.writes:
+            write_json(self._note, facts)
         return splits
 
     def _require_same_dataset(self, manifest: dict[str, str]) -> None:
@@ -96,11 +102,11 @@ class Setup:
     def facts(self) -> DatasetFacts:
         """From the run's note where there is one for this recipe, so that a cached stage runs without the dataset."""
         known = read_json(self._note)
-        if known is None or known.pop("dataset") != self.recipe.dataset.identity():
+        if known is None or known["dataset"] != self.recipe.dataset.identity():
             _ = self.splits
-            known = read_json(self._note) or {}
-            known.pop("dataset")
-        return DatasetFacts(**{**known, "sample_shape": tuple(known["sample_shape"])})
+            known = self._opened
+        fields = {name: value for name, value in known.items() if name != "dataset"}
+        return DatasetFacts(**{**fields, "sample_shape": tuple(known["sample_shape"])})
 
     def untrained(self) -> list[Module]:
         """All modules as the seed makes them, on the CPU: only those that work belong on the device."""

@@ -23,7 +23,7 @@ from layerwise.progress import Progress
 from layerwise.recipe import Training
 from layerwise.run import append_line, keep_lines
 from layerwise.seeding import torch_generator
-from layerwise.step import Arithmetic, Learner, train_step
+from layerwise.step import Arithmetic, Learner, require_finite, train_step
 
 
 @dataclass
@@ -91,10 +91,12 @@ def train(
             if stop:
                 raise StoppedEarly(
                     f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved: "
-                    "the same command goes on"
+                    "the same command, without --fresh, goes on"
                 )
 
         validation = validate(learners, feed, arithmetic)
+        for learner, loss in zip(learners, validation, strict=True):
+            require_finite(loss, learner, place.step)
         means = [total / place.batch for total in place.sums]
         improved = place.improves(sum(validation), training)
         place.epoch, place.batch, place.sums = place.epoch + 1, 0, []

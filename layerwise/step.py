@@ -178,11 +178,18 @@ def _update(learner: Learner) -> None:
 
 
 def _finite(loss: Tensor, learner: Learner, step: int) -> float:
-    value = loss.item()
-    if not math.isfinite(value):
+    return require_finite(loss.item(), learner, step)
+
+
+def require_finite(loss: float, learner: Learner, step: int) -> float:
+    """
+    Raises:
+        Diverged: the loss is NaN or infinite.
+    """
+    if not math.isfinite(loss):
         rate = learner.optimiser.param_groups[0]["lr"]
         raise Diverged(
-            f"the loss of module {learner.number} is {value} at step {step} (learning rate {rate:g}). The "
-            "last checkpoint is whole; try a lower optimiser.learning_rate."
+            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The "
+            "last checkpoint is whole; to begin again, try a lower optimiser.learning_rate with --fresh."
         )
-    return value
+    return loss

@@ -56,15 +56,24 @@ def flush_directory(folder: Path) -> None:
         os.close(descriptor)
 
 
+SEAL = "seal"
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_file(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+    """A JSON object with its own sha256 beside its fields, so that an altered one is never believed."""
+    sealed = {**content, SEAL: _seal(content)}
+    write_file(path, (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The object in the file, or None where there is no file.
+    """The object that `write_json` left in the file, or None where there is no file.
 
     Raises:
-        DamagedData: the file does not hold a JSON object.
+        DamagedData: the file is not what was written.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -78,6 +87,10 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise DamagedData(
             f"{path} is damaged: it should hold a JSON object and holds a {type(content).__name__}. Delete "
             "it to do that part again."
+        )
+    if content.pop(SEAL, None) != _seal(content):
+        raise DamagedData(
+            f"{path} is damaged: its fields are not those that were written. Delete it to do that part again."
         )
     return content
 

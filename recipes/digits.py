@@ -22,7 +22,7 @@ recipe = Recipe(
     ),
     objective=PatchInfoNCE(),
     optimiser=Optimiser(learning_rate=2e-3),
-    training=Training(batch_size=32, epochs=15, patience=4, micro_batch=4),
+    training=Training(batch_size=32, epochs=20, patience=5, micro_batch=4),
     probe=Probe(learning_rates=(1e-3,), epochs=200, standardise=True),
     cache=CacheSettings(dtype="uint8"),
 )

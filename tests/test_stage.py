@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from torch._subclasses.fake_tensor import is_fake
 from layerwise.caching import write_cache
 from layerwise.data.digits import Digits
 from layerwise.data.images import ArrayImages
-from layerwise.errors import DamagedData, Diverged, NotReady, StoppedEarly
+from layerwise.errors import DamagedData, Diverged, NotReady, StoppedEarly, WillNotFit
 from layerwise.frozen import load_frozen, stage_record
 from layerwise.objectives.infonce import PatchInfoNCELoss
 from layerwise.progress import Silent
@@ -253,3 +254,58 @@ def test_a_dataset_that_changed_under_a_run_is_refused(make_setup, monkeypatch):
         write_cache(make_setup(), 1)
     run_stage(make_setup(), 1, fresh=True)
     write_cache(make_setup(), 1)
+
+
+def test_a_lossy_cache_is_computed_from_the_cache_below_it_and_from_nothing_else(make_setup):
+    """Else its values would depend on which caches happened to lie there."""
+    setup = make_setup(apply_overrides(TINY, ["cache.dtype=uint8", "training.epochs=1"]))
+    train_two(setup)
+    shutil.rmtree(setup.run.cache(1))
+    with pytest.raises(NotReady, match="layerwise cache --module 1"):
+        write_cache(setup, 2)
+
+
+@pytest.mark.parametrize("name", ["stage.json", "checkpoint.json"])
+def test_an_altered_record_is_not_believed(make_setup, name):
+    setup = make_setup()
+    if name == "stage.json":
+        run_stage(setup, 1)
+    else:
+        asked = []
+        setup.progress, setup.should_stop = StopAt(4, lambda: asked.append(True)), lambda: bool(asked)
+        with pytest.raises(StoppedEarly):
+            run_stage(setup, 1)
+    path = setup.run.stage(1) / name
+    content = path.read_text()
+    for altered in (content.replace(": 1", ": 7", 1), "{}", content[:-20]):
+        path.write_text(altered)
+        with pytest.raises(DamagedData, match=f"{name} is damaged"):
+            run_stage(make_setup(), 1)
+
+
+def test_what_cannot_begin_destroys_nothing(make_setup):
+    run_stage(make_setup(), 1)
+    with pytest.raises(WillNotFit):
+        run_stage(make_setup(apply_overrides(TINY, ["training.max_memory=1000"])), 1, fresh=True)
+    assert stage_record(make_setup(), 1) is not None
+
+
+def test_a_validation_loss_that_is_not_finite_is_not_an_improvement(make_setup, monkeypatch):
+    monkeypatch.setattr("layerwise.stage.validate", lambda learners, feed, arithmetic: [float("nan")])
+    with pytest.raises(Diverged, match="module 1 is nan"):
+        run_stage(make_setup(), 1)
+
+
+def test_an_unfinished_stage_may_become_longer_and_not_shorter_than_it_is(make_setup):
+    setup = make_setup()
+    asked = []
+    setup.progress, setup.should_stop = StopAt(8, lambda: asked.append(True)), lambda: bool(asked)
+    with pytest.raises(StoppedEarly):
+        run_stage(setup, 1)  # in its second epoch
+    with pytest.raises(NotReady, match="in epoch 2 already"):
+        run_stage(make_setup(apply_overrides(TINY, ["training.epochs=1"])), 1)
+    longer = make_setup(apply_overrides(TINY, ["training.epochs=3"]))
+    run_stage(longer, 1)
+    whole = make_setup(apply_overrides(TINY, ["training.epochs=3"]), "whole")
+    run_stage(whole, 1)
+    assert weights(longer, 1) == weights(whole, 1)

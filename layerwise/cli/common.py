@@ -155,7 +155,9 @@ def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
 def exit_code(error: Exception) -> int | None:
     from layerwise.errors import LayerwiseError
 
-    return error.exit_code if isinstance(error, LayerwiseError) else None
+    if isinstance(error, LayerwiseError):
+        return error.exit_code
+    return 1 if isinstance(error, OSError) and error.filename is not None else None
 
 
 @contextmanager
@@ -188,12 +190,11 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     run = open_run(folder, recipe)
     with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         data_dir = options.data_dir or run.data_dir
-        setup = Setup(run, pick_device(options.device), data_dir, options.download, progress, should_stop)
+        setup = Setup(run, pick_device(options.device), data_dir, options.download, progress, should_stop, writes)
         if not writes:
             yield setup
             return
-        with run.locked(purpose):
-            run.follow(source, overrides, data_dir)
+        with run.locked(purpose), run.following(source, overrides, data_dir):
             remember_last(folder)
             yield setup
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch.nn import functional as F
 
 from layerwise.data.dataset import IntArray, Splits
@@ -25,6 +25,12 @@ class Digits(DatasetSettings):
     side: int = Field(36, ge=8, description="pixels to which the 8x8 scans are enlarged, bilinearly")
     crop: int = Field(32, ge=8, description="side of a random crop, pixels")
     samples: int | None = Field(None, ge=100, description="digits taken; None: all 1,797")
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> Digits:
+        if self.crop > self.side:
+            raise ValueError(f"crop {self.crop} must be at most side, {self.side}")
+        return self
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.crop, self.crop), {"class": 10}

@@ -149,7 +149,11 @@ def test_a_signal_saves_and_exits_75(layerwise, tmp_path, number):
         stopped.kill()
     assert stopped.returncode == 75, stderr
     assert "everything is saved" in stderr
-    assert layerwise("stage", 1, "--recipe", RECIPE).exit_code == 0
+    reached = json.loads((tmp_path / "runs/tiny/stages/1/checkpoint.json").read_text())["place"]["epoch"]
+    resumed = layerwise("stage", 1, "--recipe", RECIPE, *settings, "--set", f"training.epochs={reached + 2}")
+    assert resumed.exit_code == 0
+    record = json.loads((tmp_path / "runs/tiny/stages/1/stage.json").read_text())
+    assert record["epochs"] == reached + 2
 
 
 def wait_for(path, process):
@@ -158,3 +162,17 @@ def wait_for(path, process):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_refused_command_leaves_the_run_as_it_was(layerwise):
+    assert layerwise("stage", 1, "--recipe", RECIPE).exit_code == 0
+    refused = layerwise("stage", 1, "--set", "optimiser.learning_rate=0.5")
+    assert refused.exit_code == 1
+    assert layerwise("stage", 1).exit_code == 0
+
+
+def test_looking_changes_nothing(layerwise, tmp_path):
+    assert layerwise("stage", 1, "--recipe", RECIPE).exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
+    assert layerwise("status", "--set", "dataset.samples=150").exit_code == 0
+    assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
