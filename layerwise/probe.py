@@ -24,7 +24,7 @@ from layerwise.caching import nearest_inputs
 from layerwise.data.dataset import UNKNOWN
 from layerwise.errors import NotReady, UsageError
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
-from layerwise.frozen import load_frozen, require_stage
+from layerwise.frozen import frozen_digests, load_frozen, require_stage
 from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe
@@ -143,12 +143,10 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
         NotReady: the module is not frozen, or the dataset has no labels.
     """
     holder = require_part(setup, number)
-    record = require_stage(setup, holder)
-    made_from = {"weights": record["weights"], "probe": setup.recipe.probe.identity(), "manifest": setup.facts.manifest}
-    path = setup.run.probe(number)
-    known = read_json(path)
-    if known is not None and not fresh and known["made_from"] == made_from:
+    require_stage(setup, holder)
+    if not fresh and (known := probe_record(setup, number)) is not None:
         return known
+    made_from, path = _identity(setup, holder), setup.run.probe(number)
     _require_labels(setup)
     setup.progress.begin(f"probe {number}", 2, "networks")
     found: dict[str, Any] = {"made_from": made_from, "module": number, "tasks": {}}
@@ -171,6 +169,29 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
     setup.progress.end()
     write_json(path, found)
     return found
+
+
+def probe_record(setup: Setup, part: int | str) -> dict[str, Any] | None:
+    """What was measured of a part of the network, or of features by hand, as it is now; None where that was not."""
+    known = read_json(setup.run.probe(part))
+    try:
+        made_from = _identity(setup, None if isinstance(part, str) else setup.holders[part - 1])
+    except NotReady:  # a module below is not frozen
+        return None
+    return known if known is not None and known["made_from"] == made_from else None
+
+
+def _identity(setup: Setup, holder: int | None) -> dict[str, Any]:
+    """Everything that can change a probe's accuracy, but for rounding in a cache that it was read from."""
+    recipe = setup.recipe
+    return {
+        "weights": [] if holder is None else frozen_digests(setup, holder),
+        "network": None if holder is None else recipe.network.identity_through(holder),
+        "seed": recipe.seed,
+        "dataset": recipe.dataset.identity(),
+        "probe": recipe.probe.identity(),
+        "manifest": setup.facts.manifest,
+    }
 
 
 def require_part(setup: Setup, number: int) -> int:
@@ -198,10 +219,9 @@ def probe_fixed(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     """
     results = []
     for name, make in setup.recipe.network.fixed_features().items():
-        made_from = {"probe": setup.recipe.probe.identity(), "manifest": setup.facts.manifest}
-        path = setup.run.probe(name)
-        known = read_json(path)
-        if known is None or fresh or known["made_from"] != made_from:
+        made_from, path = _identity(setup, None), setup.run.probe(name)
+        known = probe_record(setup, name)
+        if known is None or fresh:
             _require_labels(setup)
             setup.progress.begin(f"probe {name}", 1, "features")
             outcomes = _classify(setup, _samples(setup), make().to(setup.device).eval())

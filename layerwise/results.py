@@ -12,6 +12,7 @@ import activation_cache
 from layerwise.caching import cache_key, cached, describe_cache
 from layerwise.errors import NotReady
 from layerwise.frozen import stage_record
+from layerwise.probe import probe_record
 from layerwise.run import Run, read_lines
 from layerwise.setup import Setup
 from layerwise.storage import read_json
@@ -34,9 +35,9 @@ def collect(setup: Setup) -> dict[str, Any]:
         stages.append({"module": number, **told, "curve": curve(run, record, number)})
     caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
     parts = range(1, len(setup.holders) + 1)
-    probes = [found for part in parts if (found := read_json(run.probe(part))) is not None]
+    probes = [found for part in parts if (found := probe_record(setup, part)) is not None]
     features = setup.recipe.network.fixed_features()
-    fixed = [found for name in features if (found := read_json(run.probe(name))) is not None]
+    fixed = [found for name in features if (found := probe_record(setup, name)) is not None]
     return {
         "run": str(run.folder),
         "recipe": setup.recipe.model_dump(mode="json"),
@@ -108,7 +109,7 @@ def status(setup: Setup) -> dict[str, Any]:
                 "module": number,
                 "stage": _stage_state(setup, number),
                 "cache": _cache_state(setup, number),
-                "probe": read_json(setup.run.probe(top)),
+                "probe": probe_record(setup, top),
             }
         )
     return {"run": str(setup.run.folder), "recipe": setup.recipe.name, "modules": modules}

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -111,6 +112,10 @@ class Run:
                 raise RunLocked(
                     f"{self.folder} is in use by {holder}. Wait for it, or choose another --run-dir."
                 ) from None
+            for left in (*self.folder.glob(".*.tmp"), *self.folder.glob("stages/*/.*.tmp")):
+                left.unlink()  # by a process that was killed while it wrote
+            for scratch in self.folder.glob("probe-*"):
+                shutil.rmtree(scratch)
             file.truncate(0)
             file.write(f"process {os.getpid()} ({purpose})")
             file.flush()

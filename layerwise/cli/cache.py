@@ -49,4 +49,4 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         else:
             write_cache(setup, number)
         facts = describe_cache(setup, number)
-        emit(options, facts, lambda: cache_table(facts))
+        emit(options, facts, lambda: cache_table(facts, last=number == setup.depth))

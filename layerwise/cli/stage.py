@@ -26,5 +26,5 @@ def command(number: int, fresh: bool, options: Options) -> None:
         emit(
             options,
             {"module": number, "run": str(setup.run.folder), **record},
-            lambda: stage_table(setup.run, number, record),
+            lambda: stage_table(setup.run, number, record, last=number == setup.depth),
         )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from typing import Any
+
 import click
 
 from layerwise.cli.common import Options, emit, options, setup_for
@@ -18,13 +21,18 @@ def command(options: Options) -> None:
         from layerwise.render.tables import verify_table
 
         stages, caches = verify_stages(setup), verify_caches(setup)
-        found = {"run": str(setup.run.folder), "stages": stages, "caches": caches}
-        emit(options, found, lambda: verify_table(found))
+        found: dict[str, Any] = {"run": str(setup.run.folder), "stages": stages, "caches": caches}
         damaged = [stage["damaged"] for stage in stages if stage["damaged"]]
         damaged += [f"{cache['location']}/{path}" for cache in caches for path in cache["damaged"]]
         if damaged:
             folder = f"--run-dir {setup.run.folder}"
-            raise DamagedData(
+            problem = DamagedData(
                 f"{len(damaged)} damaged: {', '.join(damaged[:5])}{' …' if damaged[5:] else ''}. Mend a cache with: "
                 f"layerwise cache --module N --repair {folder}; a module with: layerwise stage N --fresh {folder}"
             )
+            found |= {"error": "DamagedData", "message": str(problem), "exit_code": problem.exit_code}
+        emit(options, found, lambda: verify_table(found))
+        if damaged:
+            if options.json:  # one document: the error is in it
+                sys.exit(problem.exit_code)
+            raise problem

@@ -35,15 +35,15 @@ def show(*parts: object) -> None:
         console.print(part)
 
 
-def stage_table(run: Any, number: int, record: Mapping[str, Any]) -> None:
+def stage_table(run: Any, number: int, record: Mapping[str, Any], *, last: bool) -> None:
     made = table(f"module {number} of {run.folder}", "", "")
     made.add_row("trained", f"{record['epochs']} epochs, {record['steps']} updates, {duration(record['seconds'])}")
     made.add_row("weights taken from epoch", str(record["best_epoch"]))
     made.add_row("sha256", record["weights"][:16])
-    show(made, f"next: layerwise cache --module {number}")
+    show(made, *([] if last else [f"next: layerwise cache --module {number}"]))
 
 
-def cache_table(facts: Mapping[str, Any]) -> None:
+def cache_table(facts: Mapping[str, Any], *, last: bool) -> None:
     made = table(f"cache of module {facts['module']}", "split", "samples", "shape of a sample", "stored as")
     for name, split in facts["splits"].items():
         views = f" x {split['views']} views" if split["views"] > 1 else ""
@@ -53,7 +53,9 @@ def cache_table(facts: Mapping[str, Any]) -> None:
             "x".join(map(str, split["shape"])),
             f"{split['dtype']}, {split['codec']}",
         )
-    show(made, f"{size(facts['bytes'])} at {facts['location']}; next: layerwise stage {facts['module'] + 1}")
+    show(made, f"{size(facts['bytes'])} at {facts['location']}")
+    if not last:
+        show(f"next: layerwise stage {facts['module'] + 1}")
 
 
 def prune_table(outcome: Mapping[str, Any]) -> None:
