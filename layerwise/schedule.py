@@ -16,7 +16,7 @@ from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
 from layerwise.noise import NoisyFeed
 from layerwise.plan import require_fit
 from layerwise.probe import probe_fixed, probe_module
-from layerwise.seeding import derive_seed
+from layerwise.seeding import derive_seed, same_bits_in_every_run
 from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
 from layerwise.units import size
@@ -58,6 +58,8 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
 
 def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: bool) -> None:
     recipe, folder = setup.recipe, setup.run.training(numbers)
+    if setup.device.type == "cpu":
+        same_bits_in_every_run()
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     fit = _fit(setup, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)

@@ -30,6 +30,13 @@ def torch_generator(seed: int, *coordinates: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *coordinates))
 
 
+def same_bits_in_every_run() -> None:
+    """Ask torch for sums in one order: with several threads, gathering's gradient otherwise adds in whichever comes."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nothing here reads memory that it did not write, so none needs to be filled.
+    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - torch does not declare it
+
+
 @contextmanager
 def seeded(seed: int, *coordinates: int | str) -> Iterator[None]:
     """Seed torch's global generator (initialisation, dropout) inside the block and restore it afterwards."""

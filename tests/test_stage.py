@@ -309,3 +309,14 @@ def test_an_unfinished_stage_may_become_longer_and_not_shorter_than_it_is(make_s
     whole = make_setup(apply_overrides(TINY, ["training.epochs=3"]), "whole")
     run_stage(whole, 1)
     assert weights(longer, 1) == weights(whole, 1)
+
+
+def test_several_threads_give_the_same_bits_in_every_run(make_setup):
+    torch.set_num_threads(2)
+    recipe = apply_overrides(TINY, ["training.epochs=1", "training.batch_size=64", "objective.negatives=16"])
+    found = set()
+    for name in ("first", "second", "third"):
+        setup = make_setup(recipe, name)
+        run_stage(setup, 1)
+        found.add(weights(setup, 1))
+    assert len(found) == 1
