@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.nets.convolution import Convolution2d
 from layerwise.recipe import Settings
 
 
@@ -36,7 +37,7 @@ class PixelCNNContext(nn.Module):
         self.channels = channels
         widths = [inputs] + [channels] * (layers - 1)
         self.layers = nn.Sequential(*(GatedRows(width, channels) for width in widths))
-        self.output = nn.Conv2d(channels, channels, 1)
+        self.output = Convolution2d(channels, channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
         c: Tensor = self.output(self.layers(z))
@@ -51,7 +52,7 @@ class GatedRows(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv2d(inputs, 2 * outputs, (2, 3))
+        self.convolution = Convolution2d(inputs, 2 * outputs, (2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         value, gate = self.convolution(F.pad(x, (1, 1, 1, 0))).chunk(2, 1)

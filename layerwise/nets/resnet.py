@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.errors import RecipeError
+from layerwise.nets.convolution import Convolution2d
 from layerwise.nets.module import Encoded, Module
 from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
 
@@ -143,7 +144,7 @@ class Stem(nn.Module):
     def __init__(self, patch: int, stride: int, inputs: int, outputs: int) -> None:
         super().__init__()
         self.patch, self.stride = patch, stride
-        self.convolution = nn.Conv2d(inputs, outputs, 5, padding=2)
+        self.convolution = Convolution2d(inputs, outputs, 5, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
         patches = images.unfold(2, self.patch, self.stride).unfold(
@@ -164,17 +165,17 @@ class Bottleneck(nn.Module):
         super().__init__()
         inner = outputs // 4
         self.input_is_rectified = False
-        self.convolution1 = nn.Conv2d(inputs, inner, 1)
-        self.convolution2 = nn.Conv2d(inner, inner, 3, stride=stride, padding=1)
-        self.convolution3 = nn.Conv2d(inner, outputs, 1)
+        self.convolution1 = Convolution2d(inputs, inner, 1)
+        self.convolution2 = Convolution2d(inner, inner, 3, stride=stride, padding=1)
+        self.convolution3 = Convolution2d(inner, outputs, 1)
         projects = Block(inputs, outputs, stride).projects
-        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride=stride) if projects else None
+        self.shortcut = Convolution2d(inputs, outputs, 1, stride=stride) if projects else None
 
     def forward(self, x: Tensor) -> Tensor:
         out = x if self.input_is_rectified else F.relu(x)
         shortcut = x if self.shortcut is None else self.shortcut(out)
-        out = F.relu(self.convolution1(out))
-        out = F.relu(self.convolution2(out))
+        out = F.relu(self.convolution1(out), inplace=True)
+        out = F.relu(self.convolution2(out), inplace=True)
         result: Tensor = self.convolution3(out) + shortcut
         return result
 

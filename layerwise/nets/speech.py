@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from layerwise import optional
 from layerwise.errors import RecipeError
+from layerwise.nets.convolution import Convolution1d
 from layerwise.nets.module import Encoded, Module
 from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
 
@@ -117,7 +118,7 @@ class ConvolutionModule(Module):
 
     def __init__(self, inputs: int, outputs: int, layer: Convolution, hop: int) -> None:
         super().__init__()
-        self.convolution = nn.Conv1d(inputs, outputs, layer.kernel, layer.stride, layer.padding)
+        self.convolution = Convolution1d(inputs, outputs, layer.kernel, layer.stride, layer.padding)
         self.channels = self.target_channels = outputs
         self.hop = hop
 
