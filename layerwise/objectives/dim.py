@@ -81,16 +81,24 @@ def jensen_shannon(scores: Tensor) -> Tensor:
         scores: (B, B, P) T of each summary with each sample's positions. One sample alone has no mixed pairs, and
         they are left out.
     """
-    own = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
-    positive, negative = scores[own], scores[~own]
-    gain = (math.log(2) - F.softplus(-positive)).mean()
-    return (F.softplus(-negative) + negative - math.log(2)).mean() - gain if negative.numel() else -gain
+    gain = (math.log(2) - F.softplus(-_own(scores))).mean()
+    b, _, p = scores.shape
+    mixed = F.softplus(-scores) + scores - math.log(2)
+    return mixed.masked_fill(_is_own(scores), 0).sum() / max(1, b * (b - 1) * p) - gain
 
 
 def noise_contrast(scores: Tensor) -> Tensor:
     """Mean of -log softmax of an own pair's T among itself and its summary's T with every position of other samples."""
-    b, _, p = scores.shape
-    own = torch.eye(b, dtype=torch.bool, device=scores.device)
-    positive = scores[own].unsqueeze(2)  # (B, P, 1)
-    negative = scores[~own].view(b, 1, (b - 1) * p).expand(b, p, -1)
-    return -F.log_softmax(torch.cat([positive, negative], 2), 2)[..., 0].mean()
+    mixed = scores.masked_fill(_is_own(scores), torch.finfo(scores.dtype).min).flatten(1).logsumexp(1, keepdim=True)
+    own = _own(scores)
+    return (torch.logaddexp(own, mixed) - own).mean()
+
+
+def _own(scores: Tensor) -> Tensor:
+    """(B, P): T of each summary with its own sample's positions."""
+    return scores.diagonal().T
+
+
+def _is_own(scores: Tensor) -> Tensor:
+    """(B, B, 1). A mask, since shapes that depend on values could not be worked out before a training."""
+    return torch.eye(len(scores), dtype=torch.bool, device=scores.device).unsqueeze(2)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from layerwise.cli import main
 from layerwise.memory.rows import PAPER, Asked, Found, Row, depth_rows, table_rows, work_out, work_out_apart
+from layerwise.methods import METHODS
 from layerwise.render.memory import depth_chart, memory_chart, memory_csv, memory_json, memory_table
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
@@ -44,6 +45,14 @@ def test_eager_needs_less_than_the_sum_and_a_budget_is_kept() -> None:
     under = work_out(asked, Row("", "gim", training=("max_memory=600kB",)))
     assert summed.peak > eager.peak > 600_000 > under.peak
     assert under.micro_batch is not None
+
+
+@pytest.mark.parametrize("recipe", ["digits", "voices"])
+def test_the_memory_of_every_method_can_be_predicted(recipe) -> None:
+    asked = Asked(recipe, overrides=("scale=0.1",), batch=4)
+    found = {method: work_out(asked, Row(method, method)) for method in METHODS}
+    assert {method: row.problem for method, row in found.items() if row.problem} == {}
+    assert all(row.peak for row in found.values())
 
 
 def test_what_cannot_be_done_is_said_and_not_left_out() -> None:
