@@ -7,11 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
-from layerwise.recipe import MethodName
-
-ScheduleName = Literal["iterative", "simultaneous"]
+from layerwise.choices import MethodName, ScheduleName
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from layerwise import memory
 from layerwise.errors import NotReady, Unpredictable, WillNotFit
 from layerwise.memory import Fit, Samples
 from layerwise.recipe import Recipe, Shape
-from layerwise.setup import Setup
+from layerwise.setup import DatasetFacts, Setup
 from layerwise.units import size
 
 PROBED = ("probe", "test")
@@ -91,8 +91,9 @@ def make_plan(setup: Setup) -> Plan:
         NotReady: the dataset is not there, and its settings do not tell the shape of a sample.
     """
     recipe = setup.recipe
-    samples, counts = _samples(setup)
-    shapes, weights = _outputs(recipe, samples)
+    samples, facts = _samples(setup)
+    shapes, weights = _outputs(recipe, samples.shape, samples.shape)
+    counts = [] if facts is None else _counts(recipe, facts, samples.shape)
     numbers = range(1, len(shapes) + 1)
     together = recipe.schedule == "simultaneous"
     available = _memory_free(setup)
@@ -107,6 +108,7 @@ def make_plan(setup: Setup) -> Plan:
             problem = None  # it could not be told, which is no reason not to run
         problems += [problem] if problem is not None else []
         stores = not together and recipe.feed == "cache" and group[-1] < len(shapes)
+        stored = counts[group[-1] - 1] if stores and counts else None
         location = setup.run.cache(group[-1])
         stages.append(
             StagePlan(
@@ -115,8 +117,8 @@ def make_plan(setup: Setup) -> Plan:
                 shapes[group[-1] - 1],
                 found,
                 problem,
-                _cache_bytes(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else None,
-                _cache_floor(recipe, shapes[group[-1] - 1], counts) if stores and counts is not None else 0,
+                None if stored is None else _cache_bytes(recipe, stored),
+                0 if stored is None else _cache_floor(recipe, stored, math.prod(shapes[group[-1] - 1])),
                 (activation_cache.inspect(location).bytes or 0) if stores else 0,
             )
         )
@@ -129,7 +131,7 @@ def make_plan(setup: Setup) -> Plan:
                 f"{size(min(free, budget))} for it: choose another --run-dir, --set cache.dtype=uint8, a larger "
                 "--cache-budget, or --feed recompute"
             )
-    needed = _disk_needed(recipe, stages) if counts is not None else None
+    needed = _disk_needed(recipe, stages) if facts is not None else None
     return Plan(stages, recipe.cache.dtype, needed, free, available, problems)
 
 
@@ -144,8 +146,8 @@ def require_fit(setup: Setup) -> Plan:
     return plan
 
 
-def _samples(setup: Setup) -> tuple[Samples, Mapping[str, int] | None]:
-    """What samples are like, and how many each split has: from the dataset, else from its settings."""
+def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
+    """What samples are like, from the dataset, else from its settings alone."""
     try:
         facts = setup.facts
     except NotReady:
@@ -153,15 +155,15 @@ def _samples(setup: Setup) -> tuple[Samples, Mapping[str, int] | None]:
         if expected is None:
             raise
         return Samples(*expected), None
-    return Samples(facts.sample_shape, facts.classes), facts.sizes
+    return Samples(facts.sample_shape, facts.classes), facts
 
 
-def _outputs(recipe: Recipe, samples: Samples) -> tuple[list[Shape], list[int]]:
-    """Shape of each module's output for a sample, and its number of weights."""
+def _outputs(recipe: Recipe, sample: Shape, inputs: Shape) -> tuple[list[Shape], list[int]]:
+    """Shape of each module's output for an input, and its number of weights; `sample` is what it is trained on."""
     shapes, weights = [], []
     with FakeTensorMode(), torch.no_grad():
-        x = torch.zeros(1, *samples.shape)
-        for module in recipe.network.modules(samples.shape):
+        x = torch.zeros(1, *inputs)
+        for module in recipe.network.modules(sample):
             x = module(x).output
             shapes.append(tuple(x.shape[1:]))
             weights.append(sum(weight.numel() for weight in module.parameters()))
@@ -175,16 +177,31 @@ def _fit(setup: Setup, numbers: Sequence[int], samples: Samples) -> tuple[Fit | 
         return None, str(error)
 
 
-def _cache_bytes(recipe: Recipe, shape: Shape, counts: Mapping[str, int]) -> dict[str, int]:
-    stored = {split: count for split, count in counts.items() if recipe.cache.probe_splits or split not in PROBED}
-    samples = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in stored.items())
-    return {dtype: samples * math.prod(shape) * item for dtype, item in ITEM.items()}
+def _counts(recipe: Recipe, facts: DatasetFacts, sample: Shape) -> list[dict[str, int]]:
+    """For each module, the number of values that it makes of each split which a cache stores.
+
+    Training sees windows of recordings, and probes all of them: those splits are counted as so many recordings of
+    their mean length, which is off by less than a position each.
+    """
+    stored = [split for split in facts.sizes if recipe.cache.probe_splits or split not in PROBED]
+    inputs = {split: (*sample[:-1], facts.lengths[split]) if split in facts.lengths else sample for split in stored}
+    outputs = {shape: _outputs(recipe, sample, shape)[0] for shape in set(inputs.values())}
+    depth = len(outputs[sample])
+    return [
+        {split: facts.sizes[split] * math.prod(outputs[inputs[split]][module]) for split in stored}
+        for module in range(depth)
+    ]
 
 
-def _cache_floor(recipe: Recipe, shape: Shape, counts: Mapping[str, int]) -> int:
-    kept = {split: count for split, count in counts.items() if split == "validation" or recipe.cache.probe_splits}
-    samples = sum({**kept, "train": recipe.training.batch_size}.values())
-    return int(samples * math.prod(shape) * ITEM[recipe.cache.dtype] * _left(recipe))
+def _cache_bytes(recipe: Recipe, counts: Mapping[str, int]) -> dict[str, int]:
+    values = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
+    return {dtype: values * item for dtype, item in ITEM.items()}
+
+
+def _cache_floor(recipe: Recipe, counts: Mapping[str, int], each: int) -> int:
+    """`each`: values of a training sample."""
+    values = sum({**counts, "train": recipe.training.batch_size * each}.values())
+    return int(values * ITEM[recipe.cache.dtype] * _left(recipe))
 
 
 def _left(recipe: Recipe) -> float:

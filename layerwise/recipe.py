@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
+from layerwise.choices import FeedName, ScheduleName
+from layerwise.choices import MethodName as MethodName
 from layerwise.errors import RecipeError
 from layerwise.progress import SILENT, Progress
 from layerwise.units import parse_bytes
@@ -30,8 +32,6 @@ if TYPE_CHECKING:
 JsonValue = Any
 Shape = tuple[int, ...]
 Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
-MethodName = Literal["gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random"]
-"""The ways to train a network; methods.py says what each one changes."""
 
 
 def free(default: Any, **constraints: Any) -> Any:
@@ -255,10 +255,8 @@ class Recipe(Settings):
     scale: float = Field(
         1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out, as scale.py says"
     )
-    schedule: Literal["iterative", "simultaneous"] = Field(
-        "iterative", description="one module after another, or all in each step"
-    )
-    feed: Literal["cache", "recompute"] = Field(
+    schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
+    feed: FeedName = Field(
         "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
     )
     seed: int = Field(0, ge=0, lt=2**32)

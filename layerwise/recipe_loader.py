@@ -55,16 +55,70 @@ def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     `network.context.layers`).
 
     Raises:
-        RecipeError: no such recipe, field or value.
+        RecipeError: no such recipe, field or value, or the method replaces the field that an override names.
+    """
+    recipe, later, lost = _by_method(source, overrides)
+    for override, reason in lost.items():
+        raise RecipeError(f"{override} would have no effect: {reason}. Leave it out, or choose another method")
+    return apply_overrides(recipe, later)
+
+
+def heeded(source: str, overrides: Sequence[str]) -> list[str]:
+    """Those of the overrides that name no field that the method replaces: for overrides that several methods share.
+
+    Raises:
+        RecipeError: no such recipe or value.
+    """
+    lost = _by_method(source, overrides)[2]
+    return [override for override in overrides if override not in lost]
+
+
+def _by_method(source: str, overrides: Sequence[str]) -> tuple[Recipe, list[str], dict[str, str]]:
+    """The recipe as its method leaves it, the overrides that are still to be applied to what the method brought, and
+    those that reach nothing, each with the reason.
     """
     from layerwise.methods import with_method
     from layerwise.scale import with_scale
 
-    recipe = load_recipe(source)
-    known = [_has_field(recipe, override.partition("=")[0].strip().split(".")) for override in overrides]
-    recipe = apply_overrides(recipe, [override for override, now in zip(overrides, known, strict=True) if now])
-    later = [override for override, now in zip(overrides, known, strict=True) if not now]
-    return apply_overrides(with_method(with_scale(recipe, recipe.scale), recipe.method), later)
+    asked = load_recipe(source)
+    paths = {override: override.partition("=")[0].strip().split(".") for override in overrides}
+    first = [override for override in overrides if _has_field(asked, paths[override])]
+    asked = apply_overrides(asked, first)
+    asked = with_scale(asked, asked.scale)
+    trained = with_method(asked, asked.method)
+    later, lost = [], {}
+    for override in overrides:
+        path, replaced = paths[override], trained.objective is not asked.objective
+        if override in first and _survives(asked, trained, path):
+            continue
+        if override not in first or (path[0] == "objective" and replaced and _has_field(trained, path)):
+            later.append(override)
+        elif path[0] == "objective":
+            kinds = type(asked.objective).__name__, type(trained.objective).__name__
+            lost[override] = f"the method {trained.method} puts {kinds[1]} in the place of the objective {kinds[0]}"
+        else:
+            sets = _shown(_value_at(trained, path))
+            lost[override] = f"the method {trained.method} sets {'.'.join(path)} to {sets}"
+    return trained, later, lost
+
+
+def _survives(asked: Any, trained: Any, path: Sequence[str]) -> bool:
+    """Whether the field that was asked for is still there: where it was, or inside settings that were put around it."""
+    if asked == trained:
+        return True
+    if not isinstance(asked, Settings) or not isinstance(trained, Settings):
+        return False
+    if any(getattr(trained, name) == asked for name in type(trained).model_fields):
+        return True
+    if type(asked) is not type(trained) or not path:
+        return False
+    return _survives(getattr(asked, path[0]), getattr(trained, path[0]), path[1:])
+
+
+def _value_at(settings: Any, path: Sequence[str]) -> Any:
+    for field in path:
+        settings = settings[int(field)] if isinstance(settings, tuple) else getattr(settings, field)
+    return settings
 
 
 def _has_field(settings: Any, path: Sequence[str]) -> bool:

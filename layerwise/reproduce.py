@@ -26,7 +26,7 @@ from layerwise.patches import exciting_patches
 from layerwise.probe import probe_fixed, probe_module
 from layerwise.progress import Progress
 from layerwise.recipe import Recipe
-from layerwise.recipe_loader import resolve_recipe
+from layerwise.recipe_loader import heeded, resolve_recipe
 from layerwise.results import curve
 from layerwise.run import open_run
 from layerwise.schedule import train_all
@@ -68,7 +68,7 @@ class Ground:
     def trained(self, training: Training, seed: int) -> Iterator[Setup]:
         """The finished training, held while the block reads from it."""
         own = (f"method={training.method}", f"schedule={training.schedule}", f"seed={seed}", *training.changes)
-        overrides = (*self.overrides, *own)
+        overrides = heeded(self.source, (*self.overrides, *own))  # one --set for all rows, whatever their method
         recipe = resolve_recipe(self.source, overrides)
         folder = self.root / f"{training.key}-seed{seed}"
         run = open_run(folder, recipe)

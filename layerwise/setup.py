@@ -34,6 +34,8 @@ class DatasetFacts:
     manifest: dict[str, str]
     """Split to sha256 of its contents."""
     notes: list[str]
+    lengths: dict[str, int] = field(default_factory=dict)
+    """Split whose samples differ in length to the mean of their lengths, rounded."""
 
 
 @dataclass(eq=False)
@@ -72,6 +74,9 @@ class Setup:
             "classes": splits.classes,
             "manifest": manifest,
             "notes": list(splits.notes),
+            "lengths": {
+                name: round(split.lengths.mean()) for name, split in named.items() if split.lengths is not None
+            },
         }
         self._opened = facts
         if self.writes:

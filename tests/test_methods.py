@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import get_args
 
 import numpy as np
@@ -11,16 +13,16 @@ import pytest
 import torch
 
 from layerwise.caching import write_cache
-from layerwise.cli.common import METHODS as OFFERED
 from layerwise.data.parts import Labelled
 from layerwise.errors import RecipeError, UsageError
 from layerwise.feeds import Batch
 from layerwise.methods import METHODS, with_method
 from layerwise.nets.merged import Merged
+from layerwise.objectives.cross_entropy import CrossEntropy
 from layerwise.probe import probe_module
 from layerwise.progress import SILENT
 from layerwise.recipe import MethodName
-from layerwise.recipe_loader import resolve_recipe
+from layerwise.recipe_loader import heeded, resolve_recipe
 from layerwise.run import run_name
 from layerwise.schedule import run_stage
 from layerwise.setup import Setup
@@ -29,8 +31,8 @@ from layerwise.storage import weights_digest
 from tests.conftest import TINY
 
 
-def test_one_list_of_methods() -> None:
-    assert list(METHODS) == list(get_args(MethodName)) == list(OFFERED)
+def test_every_method_that_a_recipe_can_name_is_there() -> None:
+    assert list(METHODS) == list(get_args(MethodName))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -108,6 +110,51 @@ def test_an_override_reaches_the_recipe_or_what_the_method_brings() -> None:
     assert (recipe.network.context.layers, recipe.objective.negatives) == (2, 3)  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=r"network\.context"):
         resolve_recipe("digits", ["network.context.layers=2"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ["method=supervised", "objective.negatives=4"],
+            "objective.negatives=4 would have no effect: the method supervised puts CrossEntropy in the place of the "
+            "objective PatchInfoNCE. Leave it out, or choose another method",
+        ),
+        (
+            ["schedule=simultaneous", "method=cpc"],
+            "schedule=simultaneous would have no effect: the method cpc sets schedule to 'iterative'",
+        ),
+        (
+            ["method=random", "training.epochs=3"],
+            "training.epochs=3 would have no effect: the method random sets training.epochs to 0",
+        ),
+    ],
+)
+def test_an_override_of_what_the_method_replaces_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(RecipeError, match=re.escape(reason)):
+        resolve_recipe("digits", overrides)
+    kept = heeded("digits", [*overrides, "training.batch_size=8", "network.stem_channels=12"])
+    assert [entry.partition("=")[0] for entry in kept] == ["method", "training.batch_size", "network.stem_channels"]
+    assert resolve_recipe("digits", kept).training.batch_size == 8
+
+
+def test_an_override_that_the_method_has_no_reason_to_change_is_heeded() -> None:
+    recipe = resolve_recipe("digits", ["method=random", "feed=recompute", "training.batch_size=8"])
+    assert (recipe.feed, recipe.training.batch_size, recipe.training.epochs) == ("recompute", 8, 0)
+    labelled = resolve_recipe("digits", ["dataset.samples=200", "method=greedy-supervised", "schedule=simultaneous"])
+    assert labelled.dataset.dataset.samples == 200  # type: ignore[attr-defined]
+    assert labelled.schedule == "simultaneous"
+
+
+def test_of_the_objective_that_both_have_the_fields_of_the_method_s_own_are_set(tmp_path: Path) -> None:
+    path = tmp_path / "labels.py"
+    path.write_text(
+        "from layerwise.objectives.cross_entropy import CrossEntropy\n"
+        "from layerwise.recipe_loader import load_recipe\n"
+        "recipe = load_recipe('digits').model_copy(update={'objective': CrossEntropy(pooled=False)})\n"
+    )
+    objective = resolve_recipe(str(path), ["method=supervised", "objective.task=class"]).objective
+    assert objective == CrossEntropy(task="class")
 
 
 def test_each_method_and_schedule_has_a_run_of_its_own() -> None:

@@ -16,6 +16,7 @@ from layerwise.plan import make_plan, require_fit
 from layerwise.recipe_loader import apply_overrides, load_recipe
 from layerwise.render.plan import plan_table
 from layerwise.schedule import run_all, run_stage
+from layerwise.units import size
 from tests.conftest import TINY
 
 RECIPE = str(Path(__file__).parent / "tiny_recipe.py")
@@ -80,6 +81,22 @@ def test_without_the_dataset_memory_is_still_told(make_setup, capsys) -> None:
     assert plan.disk_needed is None
     plan_table(plan, recipe)
     assert "is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_of_the_table_is_cut_off(make_setup, capsys, monkeypatch, terminal) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    plan = plan_of(make_setup)
+    plan_table(plan, TINY)
+    shown = capsys.readouterr().out
+    assert "…" not in shown
+    if not terminal:  # each row on a line of its own
+        for stage in plan.stages:
+            cells = [f"{stage.parameters:,}", "x".join(map(str, stage.output)), size(stage.fit.footprint.peak)]
+            assert any(all(cell in line for cell in cells) for line in shown.splitlines())
+        assert str(plan) in shown.splitlines()
 
 
 def test_the_command(tmp_path, monkeypatch) -> None:

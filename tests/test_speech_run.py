@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -16,6 +18,7 @@ from layerwise.methods import with_method
 from layerwise.nets.speech import GRUContext, SpeechEncoder
 from layerwise.objectives.frame_infonce import FrameInfoNCE
 from layerwise.objectives.objective import Context
+from layerwise.plan import make_plan
 from layerwise.probe import Labelled, _scratch, features, fit_probe, probe_fixed, probe_module
 from layerwise.recipe import CacheSettings, Optimiser, Probe, Recipe, SpeechProbes, Training
 from layerwise.recipe_loader import apply_overrides
@@ -67,6 +70,17 @@ def test_a_run_probes_both_tasks_after_every_module(make):
     (mfcc,) = probe_fixed(setup)
     assert mfcc["module"] == "mfcc"
     assert set(mfcc["tasks"]["phone"]) == {"fixed"}
+
+
+@pytest.mark.parametrize("probe_splits", [True, False])
+def test_a_cache_takes_what_was_planned_whole_recordings_included(make, probe_splits):
+    setup = make(f"cache.probe_splits={json.dumps(probe_splits)}")
+    planned = make_plan(setup).stages[0].cache["float32"]
+    run_stage(setup, 1)
+    write_cache(setup, 1)
+    feed = stage_inputs(setup, 2)
+    values = sum(batch.inputs.numel() for split in feed.splits() for batch in feed.in_order(split))
+    assert planned == pytest.approx(4 * values, rel=0.002)
 
 
 def test_whole_recordings_are_stored_without_padding(make):

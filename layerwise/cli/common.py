@@ -13,15 +13,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
+
+from layerwise.choices import FeedName, MethodName, ScheduleName
 
 if TYPE_CHECKING:
     from layerwise.setup import Setup
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-METHODS = ("gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random")
+METHODS: tuple[str, ...] = get_args(MethodName)
+SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+FEEDS: tuple[str, ...] = get_args(FeedName)
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -39,8 +43,22 @@ class Options:
     json: bool
 
     def override(self, **fields: object) -> Options:
-        """The same with these fields of the recipe set too."""
-        return dataclasses.replace(self, set=(*self.set, *(f"{name}={value}" for name, value in fields.items())))
+        """The same with these fields of the recipe set too; None leaves a field as it is."""
+        chosen = (f"{name}={value}" for name, value in fields.items() if value is not None)
+        return dataclasses.replace(self, set=(*self.set, *chosen))
+
+
+def schedule_options(command: Command) -> Command:
+    """Add the options that say how stages follow each other; they arrive in `Options` as fields of the recipe."""
+
+    @functools.wraps(command)
+    def gathered(*args: Any, schedule: str | None, feed: str | None, options: Options, **kwargs: Any) -> Any:
+        return command(*args, options=options.override(schedule=schedule, feed=feed), **kwargs)
+
+    gathered = click.option("--feed", type=click.Choice(FEEDS), help="What the modules above the first read.")(gathered)
+    return click.option(  # type: ignore[return-value]
+        "--schedule", type=click.Choice(SCHEDULES), help="One module after another, or all in each step."
+    )(gathered)
 
 
 def memory_options(command: Command) -> Command:
@@ -49,11 +67,7 @@ def memory_options(command: Command) -> Command:
     @functools.wraps(command)
     def gathered(*args: Any, max_memory: str | None, micro_batch: int | None, options: Options, **kwargs: Any) -> Any:
         chosen = {"training.max_memory": max_memory, "training.micro_batch": micro_batch}
-        return command(
-            *args,
-            options=options.override(**{name: value for name, value in chosen.items() if value is not None}),
-            **kwargs,
-        )
+        return command(*args, options=options.override(**chosen), **kwargs)
 
     gathered = click.option(
         "--micro-batch", type=click.IntRange(min=1), help="Samples that go through a module at once; same gradients."
@@ -71,11 +85,7 @@ def cache_options(command: Command) -> Command:
         *args: Any, cache_budget: str | None, cache_url: str | None, views: int | None, options: Options, **kwargs: Any
     ) -> Any:
         chosen = {"cache.budget": cache_budget, "cache.url": cache_url, "cache.views": views}
-        return command(
-            *args,
-            options=options.override(**{name: value for name, value in chosen.items() if value is not None}),
-            **kwargs,
-        )
+        return command(*args, options=options.override(**chosen), **kwargs)
 
     gathered = click.option(
         "--views", type=click.IntRange(min=1), help="Augmentations that a cache stores for each training sample."
@@ -163,7 +173,7 @@ def exit_code(error: Exception) -> int | None:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
-    from layerwise.recipe_loader import resolve_recipe
+    from layerwise.recipe_loader import heeded, resolve_recipe
     from layerwise.render.progress import console_progress
     from layerwise.run import RUNS, last_run, open_run, remember_last, run_name, run_source
     from layerwise.setup import Setup
@@ -175,6 +185,11 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
         folder = folder or last_run()
         source, before = run_source(folder)
         overrides = [*before, *options.set]
+        if options.method is not None:
+            kept = [*heeded(source, [*before, f"method={options.method}"])[:-1], *options.set]
+            if lost := [override for override in before if override not in kept]:
+                click.echo(f"left behind, since {options.method} replaces it: {', '.join(lost)}", err=True)
+            overrides = kept
         if options.run_dir is None:
             click.echo(f"using {folder}, the run of {source} that was used last", err=True)
             wanted = run_name(resolve_recipe(source, overrides))

@@ -6,21 +6,18 @@ import sys
 
 import click
 
-from layerwise.cli.common import Options, emit, memory_options, options, setup_for
+from layerwise.cli.common import Options, emit, memory_options, options, schedule_options, setup_for
 
 
 @click.command(name="plan")
-@click.option("--schedule", type=click.Choice(["iterative", "simultaneous"]), help="One module after another, or all.")
-@click.option("--feed", type=click.Choice(["cache", "recompute"]), help="What the modules above the first read.")
 @options
+@schedule_options
 @memory_options
-def command(schedule: str | None, feed: str | None, options: Options) -> None:
+def command(options: Options) -> None:
     """Say what a run will take before anything runs: memory and cache of each stage, and whether they fit.
 
     Ends with 3 where they do not. Nothing is trained, and no GPU is needed.
     """
-    chosen = {"schedule": schedule, "feed": feed}
-    options = options.override(**{name: value for name, value in chosen.items() if value is not None})
     with setup_for(options, purpose="plan", writes=False) as setup:
         from layerwise.plan import make_plan
         from layerwise.render.plan import plan_json, plan_table

@@ -26,12 +26,17 @@ class Split(ABC):
 
     sample_shape: tuple[int | None, ...]
     """Shape of one sample's input. The last axis is None where samples differ in length, and are read one at a time."""
-    longest: int | None = None
-    """Length of the longest sample, where they differ."""
+    lengths: IntArray | None = None
+    """(N,) lengths of the samples along the last axis, where they differ."""
     ids: Sequence[str]
     """What each sample is called, for messages and caches."""
     labels: dict[str, IntArray]
     """Task to (N,) labels; empty where there are none."""
+
+    @property
+    def longest(self) -> int | None:
+        """Length of the longest sample, where they differ."""
+        return None if self.lengths is None else int(self.lengths.max(initial=0))
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -81,7 +81,7 @@ class Part(Split):
     def __init__(self, whole: Split, chosen: IntArray) -> None:
         self._whole, self._chosen = whole, chosen
         self.sample_shape = whole.sample_shape
-        self.longest = whole.longest
+        self.lengths = None if whole.lengths is None else whole.lengths[chosen]
         self.ids = [whole.ids[int(index)] for index in chosen]
         self.labels = {task: values[chosen] for task, values in whole.labels.items()}
 

@@ -250,7 +250,7 @@ class Utterances(Recordings):
     ) -> None:
         super().__init__(recordings, speakers, phones, sound)
         self.sample_shape = (1, None)
-        self.longest = max((recording.samples for recording in recordings), default=0)
+        self.lengths = np.array([recording.samples for recording in recordings], np.int64)
 
     def batch(self, indices: IntArray, view: int | None) -> Tensor:
         assert len(indices) == 1, "recordings of differing length are read one at a time"

@@ -8,8 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from layerwise.render.plots import LIGHT, Picture, Theme
 from layerwise.render.tables import show, table
 from layerwise.render.units import size, unit_of_bytes
@@ -22,7 +20,6 @@ if TYPE_CHECKING:
 PARTS = ("parameters", "gradients", "optimiser", "inputs", "activations")
 UNIT = "all, losses summed"  # the row that ratios are taken to, as in the paper: all modules as it trained them
 GIB = 2**30
-WIDTH = 400  # characters that the table takes at most
 
 
 def memory_json(found: Sequence[Found], asked: Asked) -> dict[str, Any]:
@@ -86,11 +83,7 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
         cells += [amount(one.predicted.get(part)) for part in PARTS]
         numbers = (ratios[0], one.row.paper, ratios[1])[: len(paper)]
         made.add_row(_name(one, found), *cells, *("–" if number is None else f"{number:.2f}" for number in numbers))
-    console = Console(highlight=False)
-    if not console.is_terminal:  # a pipe has no width of its own, and a folded table says nothing
-        console.width = made.__rich_measure__(console, console.options.update(max_width=WIDTH)).maximum
-    console.print(made)
-    show(*_notes(found, asked))
+    show(made, *_notes(found, asked))
 
 
 def _notes(found: Sequence[Found], asked: Asked) -> list[str]:

@@ -8,9 +8,12 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from layerwise.render.units import duration, size
+
+WIDEST = 10_000
 
 
 def table(title: str, *columns: str) -> Table:
@@ -25,14 +28,19 @@ def table(title: str, *columns: str) -> Table:
         show_header=any(columns),
     )
     for index, column in enumerate(columns):
-        made.add_column(column, justify="left" if index == 0 else "right")
+        made.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     return made
 
 
-def show(*parts: object) -> None:
+def show(*parts: str | Table) -> None:
+    """Nothing is cut off: a pipe has no width of its own, and so tables take what they need; on a terminal, cells and
+    lines go on below.
+    """
     console = Console(highlight=False, markup=False)
     for part in parts:
-        console.print(part)
+        if not console.is_terminal and isinstance(part, Table):
+            console.width = max(Measurement.get(console, console.options.update(max_width=WIDEST), part).maximum, 1)
+        console.print(part, soft_wrap=isinstance(part, str))
 
 
 def stage_table(run: Any, number: int, record: Mapping[str, Any], *, last: bool) -> None:

@@ -107,6 +107,11 @@ def test_run_to_its_end_and_again(layerwise, schedule):
         (["cache", "--module", "1", "--recipe", str(RECIPE)], 1, "module 1 is not trained yet"),
         (["status"], 1, "no run was used yet in"),
         (
+            ["run", "--recipe", "digits", "--method", "supervised", "--schedule", "simultaneous"],
+            2,
+            "the method supervised sets schedule to 'iterative'",
+        ),
+        (
             ["stage", "1", "--recipe", str(RECIPE), "--set", "training.batch_size=500"],
             2,
             "there are 101 training samples",
@@ -176,3 +181,13 @@ def test_looking_changes_nothing(layerwise, tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()}
     assert layerwise("status", "--set", "dataset.samples=150").exit_code == 0
     assert {path: path.read_bytes() for path in (tmp_path / "runs").rglob("*") if path.is_file()} == before
+
+
+def test_another_method_leaves_behind_what_it_replaces_and_says_so(layerwise):
+    chosen = ("--set", "objective.negatives=3", "--set", "training.epochs=1")
+    assert layerwise("stage", 1, "--recipe", RECIPE, *chosen).exit_code == 0
+    other = layerwise("stage", 1, "--method", "greedy-supervised")
+    assert other.exit_code == 0
+    assert "left behind, since greedy-supervised replaces it: objective.negatives=3" in other.stderr
+    noted = json.loads(Path("runs/tiny-greedy-supervised/run.json").read_text())
+    assert noted["set"] == ["training.epochs=1", "method=greedy-supervised"]

@@ -1,0 +1,14 @@
+"""The words that a recipe chooses from. They lie apart from it so that `--help` can list them at once: what they are
+imported from imports nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+MethodName = Literal["gim", "cpc", "supervised", "greedy-supervised", "predsim", "dim", "greedy-dim", "random"]
+"""The ways to train a network; methods.py says what each one changes."""
+ScheduleName = Literal["iterative", "simultaneous"]
+"""One module after another, or all in each step."""
+FeedName = Literal["cache", "recompute"]
+"""What the stages above the first read: a cache, or the dataset through the frozen modules."""
