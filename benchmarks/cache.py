@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import shutil
 import statistics
 import sys
@@ -24,10 +25,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from activation_cache import SplitSpec, Storage, calibrate, create, make_key, open_cache
 from activation_cache.order import epoch_order
@@ -55,7 +57,6 @@ STORAGES = (Storage("float16"), Storage("float16", "lz4"), Storage("uint8", "lz4
 
 def activations(images: int) -> Iterator[Array]:
     """Module 1's outputs (49, 256, 16, 16) float16, one image at a time; on a GPU where there is one."""
-    import torch
     from sklearn.datasets import load_sample_images
 
     from layerwise.nets.resnet import Group, PatchResNet
@@ -146,28 +147,42 @@ def cache_reader(location: Path, batch: int, threads: int | None = None) -> Epoc
     return lambda number: sum(len(b) for b in split.batches(batch, seed=1, epoch=number, threads=threads))
 
 
-def compare(readers: dict[str, Epoch], sample_bytes: int, repeats: int) -> dict[str, dict[str, float]]:
-    """Reader -> GB/s (wall), and fractions of the first reader's speed by wall and by processor time; medians."""
-    walls: dict[str, list[float]] = {name: [] for name in readers}
-    cpus: dict[str, list[float]] = {name: [] for name in readers}
+def compare(limit: Epoch, readers: dict[str, Epoch], sample_bytes: int, repeats: int) -> dict[str, dict[str, float]]:
+    """Reader -> GB/s, and fractions of the limit's speed by wall and by processor time; medians.
+
+    Each epoch of a reader follows one of the limit, and fractions are taken of such pairs: the speed of memory changes
+    with whatever else the machine has just done.
+    """
+    pairs: dict[str, list[tuple[_Taken, _Taken]]] = {name: [] for name in readers}
     for repeat in range(-1, repeats):
         for name, epoch in readers.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            samples = epoch(repeat + 1)
-            wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            pair = _timed(limit, repeat + 1), _timed(epoch, repeat + 1)
             if repeat >= 0:  # the first epoch warms up, and checks checksums
-                walls[name].append(wall / samples)
-                cpus[name].append(cpu / samples)
-    first = next(iter(readers))
-    wall_limit, cpu_limit = statistics.median(walls[first]), statistics.median(cpus[first])
-    return {
-        name: {
-            "gb_per_s": sample_bytes / statistics.median(walls[name]) / 1e9,
-            "of_limit": wall_limit / statistics.median(walls[name]),
-            "of_limit_cpu": cpu_limit / statistics.median(cpus[name]),
-        }
-        for name in readers
+                pairs[name].append(pair)
+    limits = [first.wall for found in pairs.values() for first, _ in found]
+    speeds = {
+        "limit": {"gb_per_s": sample_bytes / statistics.median(limits) / 1e9, "of_limit": 1.0, "of_limit_cpu": 1.0}
     }
+    for name, found in pairs.items():
+        speeds[name] = {
+            "gb_per_s": sample_bytes / statistics.median(reader.wall for _, reader in found) / 1e9,
+            "of_limit": statistics.median(first.wall / reader.wall for first, reader in found),
+            "of_limit_cpu": statistics.median(first.processor / reader.processor for first, reader in found),
+        }
+    return speeds
+
+
+class _Taken(NamedTuple):
+    """Seconds a sample."""
+
+    wall: float
+    processor: float
+
+
+def _timed(epoch: Epoch, number: int) -> _Taken:
+    wall, processor = time.perf_counter(), time.process_time()
+    samples = epoch(number)
+    return _Taken((time.perf_counter() - wall) / samples, (time.process_time() - processor) / samples)
 
 
 def reading(work: Path, raw: dict[str, Path], repeats: int, peers: bool) -> dict[str, Any]:
@@ -175,27 +190,22 @@ def reading(work: Path, raw: dict[str, Path], repeats: int, peers: bool) -> dict
     for workload in WORKLOADS:
         whole = np.memmap(raw[workload.name], np.float16, "r")
         samples: Array = whole.reshape(-1, *workload.shape)
-        readers: dict[str, Epoch] = {
-            "limit": limit_reader(samples, workload.batch),
-            "memmap": memmap_reader(samples, workload.batch),
-        }
+        limit = limit_reader(samples, workload.batch)
+        readers = {"memmap": memmap_reader(samples, workload.batch)}
         stores = {}
-        for storage in (
-            Storage("float16"),
-            Storage("float16", "lz4"),
-            Storage("uint8", "lz4"),
-            Storage("uint8", "zstd"),
-        ):
+        for storage in STORAGES:
             name = f"{storage.dtype}+{storage.codec}"
             location = work / f"{workload.name}-{name}"
             write_cache(location, samples, storage)
             readers[f"cache {name}"] = cache_reader(location, workload.batch)
             stores[name] = sizes(location, samples)
+        speeds = compare(limit, readers, workload.sample_bytes, repeats)
         if peers:
             from benchmarks.cache_peers import peer_readers
 
-            readers |= peer_readers(work, workload.name, samples, workload.batch)
-        speeds = compare(readers, workload.sample_bytes, repeats)
+            # Made and read after ours: several leave threads behind.
+            theirs = peer_readers(work, workload.name, samples, workload.batch)
+            speeds |= {**compare(limit, theirs, workload.sample_bytes, repeats), "limit": speeds["limit"]}
         found[workload.name] = {"speeds": speeds, "stores": stores}
         for name, speed in speeds.items():
             say(f"{workload.name}  {name:28s} {speed['gb_per_s']:7.2f} GB/s  {speed['of_limit']:5.2f} of the limit"
@@ -219,7 +229,7 @@ def sizes(location: Path, samples: Array) -> dict[str, float]:
 
 def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
     """Seconds of: the forward pass alone, a raw write alone, and both through the cache's writer."""
-    count = 24
+    count = 72
     samples: Array = np.memmap(raw["A"], np.float16, "r").reshape(-1, *WORKLOADS[0].shape)
     kept = np.array(samples[:count])
     storage = Storage("float16")
@@ -251,31 +261,35 @@ def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
     return medians
 
 
-def training(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
-    """Samples a second of a small convolution trained on B, from the cache and from memory: their ratio."""
-    import torch
+def training(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, dict[str, float]]:
+    """Samples a second of two trainings from the cache, over those from memory.
 
-    samples: Array = np.memmap(raw["B"], np.float16, "r").reshape(-1, *WORKLOADS[1].shape)[:512]
+    A convolution that does little to its inputs, on B, where the feed matters; and the paper's module 2 as the recipe
+    stl10 trains it, on A.
+    """
+    patches: Array = np.memmap(raw["B"], np.float16, "r").reshape(-1, *WORKLOADS[1].shape)[:512]
+    images: Array = np.memmap(raw["A"], np.float16, "r").reshape(-1, *WORKLOADS[0].shape)[:32]
+    return {
+        "a small module": _trained(work / "B-training", patches, 32, _small_step(), repeats),
+        "the paper's module 2": _trained(work / "A-training", images, 16, _module_2_step(), max(3, repeats // 2)),
+    }
+
+
+def _trained(
+    location: Path, samples: Array, batch: int, step: Callable[[torch.Tensor], None], repeats: int
+) -> dict[str, float]:
     in_memory = torch.from_numpy(np.array(samples))
-    write_cache(work / "B-training", np.array(samples), Storage("float16"))
-    split = open_cache(work / "B-training").splits["train"]
-    torch.manual_seed(0)
-    model = torch.nn.Sequential(torch.nn.Conv2d(256, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3))
-    optimiser = torch.optim.Adam(model.parameters())
-
-    def step(x: torch.Tensor) -> None:
-        optimiser.zero_grad()
-        model(x.float()).square().mean().backward()
-        optimiser.step()
+    write_cache(location, np.array(samples), Storage("float16"))
+    split = open_cache(location).splits["train"]
 
     def from_memory(epoch: int) -> None:
         order = torch.from_numpy(epoch_order(len(samples), 1, epoch))
-        for at in range(0, len(order), 32):
-            step(in_memory[order[at : at + 32]])
+        for at in range(0, len(order) - batch + 1, batch):
+            step(in_memory[order[at : at + batch]])
 
     def from_cache(epoch: int) -> None:
-        for batch in split.batches(32, seed=1, epoch=epoch):
-            step(torch.from_numpy(batch.values))
+        for some in split.batches(batch, seed=1, epoch=epoch):
+            step(torch.from_numpy(some.values))
 
     seconds: dict[str, list[float]] = {"memory": [], "cache": []}
     for repeat in range(-1, repeats):
@@ -286,8 +300,87 @@ def training(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]
                 seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     medians["ratio"] = medians["memory"] / medians["cache"]
-    say(f"training a small module: from the cache {medians['ratio']:.2f} of the speed from memory")
+    say(f"training {location.name}: from the cache {medians['ratio']:.2f} of the speed from memory")
     return medians
+
+
+def _small_step() -> Callable[[torch.Tensor], None]:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(256, 16, 1), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3))
+    optimiser = torch.optim.Adam(model.parameters())
+
+    def step(x: torch.Tensor) -> None:
+        optimiser.zero_grad()
+        model(x.float()).square().mean().backward()
+        optimiser.step()
+
+    return step
+
+
+def _module_2_step() -> Callable[[torch.Tensor], None]:
+    from layerwise.feeds import Batch
+    from layerwise.recipe_loader import load_recipe
+    from layerwise.seeding import seeded
+    from layerwise.setup import make_learner
+    from layerwise.step import Arithmetic, train_step
+
+    recipe, device = load_recipe("stl10"), torch.device("cpu")
+    with seeded(0, "modules"):
+        module = recipe.network.modules((1, 64, 64))[1]
+    learner = make_learner(recipe, 2, module, (1, 64, 64), {}, device)
+    arithmetic = Arithmetic(device, "fp32", None, 0)
+
+    def step(x: torch.Tensor) -> None:
+        train_step([learner], Batch(x, decode=torch.Tensor.float), 0, arithmetic)
+
+    return step
+
+
+def page(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    machine, reading, writing = found["machine"], found["reading"], found["writing"]
+    names = list(dict.fromkeys(name for workload in reading.values() for name in workload["speeds"]))
+    lines = [
+        f"{machine['cores']} cores ({machine['processor']}), load {machine['load']:.1f} when it began, numpy "
+        f"{machine['numpy']}, torch {machine['torch']}; {found['megabytes']} MB of each workload, page cache warm, "
+        f"medians of {found['repeats']} shuffled epochs taken in turns. Samples of 6.4 MB (A), 131 KB (B), 2 KB (C). "
+        "GB/s of float16, and the fraction of the limit: a gather by one thread from a raw file into a warm buffer.",
+        "",
+        "| reader | A: GB/s | of the limit | B: GB/s | of the limit | C: GB/s | of the limit |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name in names:
+        cells = []
+        for workload in reading.values():
+            speed = workload["speeds"].get(name)
+            cells += ["–", "–"] if speed is None else [f"{speed['gb_per_s']:.2f}", f"{speed['of_limit']:.3f}"]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    lines += ["", "| store | A: bytes | error | B: bytes | error | C: bytes | error |", "| --- |" + " ---: |" * 6]
+    for name in next(iter(reading.values()))["stores"]:
+        stores = [workload["stores"][name] for workload in reading.values()]
+        lines.append(f"| {name} | " + " | ".join(f"{one['ratio']:.3f} | {one['error']:.1e}" for one in stores) + " |")
+    lines += [
+        "",
+        "Bytes are relative to float16; errors are relative L2 norms.",
+        "",
+        *(
+            f"- Training {name} from the cache: {one['ratio']:.3f} of the samples a second from memory."
+            for name, one in found["training"].items()
+        ),
+        f"- Writing A: {writing['ratio']:.3f} of the longer of the forward pass alone ({writing['forward']:.2f} s) and "
+        f"the raw write alone ({writing['raw write']:.2f} s).",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def processor() -> str:
+    """As the kernel names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def say(line: str) -> None:
@@ -300,15 +393,22 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=512, help="of each workload")
     parser.add_argument("--repeats", type=int, default=5, help="epochs that are timed")
     parser.add_argument("--peers", action="store_true", help="other stores too: pip install 'layerwise[bench]'")
-    parser.add_argument("--json", type=Path, help="where to write the figures")
+    parser.add_argument("--json", type=Path, help="where to write the figures, and beside them a page of them (.md)")
     options = parser.parse_args()
     work = options.work or Path(tempfile.mkdtemp(prefix="cache-benchmark-"))
     work.mkdir(parents=True, exist_ok=True)
     try:
         raw = make_raw(work, options.megabytes)
         found = {
-            "processors": os.cpu_count(),
-            "load": os.getloadavg()[0],
+            "machine": {
+                "processor": processor(),
+                "cores": os.cpu_count(),
+                "load": os.getloadavg()[0],
+                "numpy": np.__version__,
+                "torch": torch.__version__,
+            },
+            "megabytes": options.megabytes,
+            "repeats": options.repeats,
             "reading": reading(work, raw, options.repeats, options.peers),
             "training": training(work, raw, options.repeats),
             "writing": writing(work, raw, max(3, options.repeats // 2)),
@@ -318,6 +418,7 @@ def main() -> None:
             shutil.rmtree(work)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
+        options.json.with_suffix(".md").write_text(page(found))
 
 
 if __name__ == "__main__":
