@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import sys
@@ -28,15 +27,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from activation_cache import SplitSpec, Storage, calibrate, create, make_key, open_cache
 from activation_cache.order import epoch_order
-
-Array = npt.NDArray[Any]
-Epoch = Callable[[int], int]
-"""Reads one shuffled epoch; returns how many samples that was."""
+from benchmarks.cache_peers import Array, Epoch, peer_readers
+from benchmarks.machine import in_words, machine
 
 
 @dataclass(frozen=True)
@@ -201,8 +197,6 @@ def reading(work: Path, raw: dict[str, Path], repeats: int, peers: bool) -> dict
             stores[name] = sizes(location, samples)
         speeds = compare(limit, readers, workload.sample_bytes, repeats)
         if peers:
-            from benchmarks.cache_peers import peer_readers
-
             # Made and read after ours: several leave threads behind.
             theirs = peer_readers(work, workload.name, samples, workload.batch)
             speeds |= {**compare(limit, theirs, workload.sample_bytes, repeats), "limit": speeds["limit"]}
@@ -338,11 +332,10 @@ def _module_2_step() -> Callable[[torch.Tensor], None]:
 
 def page(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    machine, reading, writing = found["machine"], found["reading"], found["writing"]
+    reading, writing = found["reading"], found["writing"]
     names = list(dict.fromkeys(name for workload in reading.values() for name in workload["speeds"]))
     lines = [
-        f"{machine['cores']} cores ({machine['processor']}), load {machine['load']:.1f} when it began, numpy "
-        f"{machine['numpy']}, torch {machine['torch']}; {found['megabytes']} MB of each workload, page cache warm, "
+        f"{in_words(found['machine'])}; {found['megabytes']} MB of each workload, page cache warm, "
         f"medians of {found['repeats']} shuffled epochs taken in turns. Samples of 6.4 MB (A), 131 KB (B), 2 KB (C). "
         "GB/s of float16, and the fraction of the limit: a gather by one thread from a raw file into a warm buffer.",
         "",
@@ -373,16 +366,6 @@ def page(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def processor() -> str:
-    """As the kernel names it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -400,13 +383,7 @@ def main() -> None:
     try:
         raw = make_raw(work, options.megabytes)
         found = {
-            "machine": {
-                "processor": processor(),
-                "cores": os.cpu_count(),
-                "load": os.getloadavg()[0],
-                "numpy": np.__version__,
-                "torch": torch.__version__,
-            },
+            "machine": machine(),
             "megabytes": options.megabytes,
             "repeats": options.repeats,
             "reading": reading(work, raw, options.repeats, options.peers),

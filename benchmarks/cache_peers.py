@@ -6,14 +6,16 @@ import io
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from activation_cache.order import epoch_order
 
-if TYPE_CHECKING:
-    from benchmarks.cache import Array, Epoch
+Array = npt.NDArray[Any]
+Epoch = Callable[[int], int]
+"""Reads one shuffled epoch; returns how many samples that was."""
 
 MOST_SAMPLES = 4096  # of small ones: some of these take minutes for what others do in a second
 

@@ -1,6 +1,6 @@
 """Peak memory against the number of modules, for every way of training (predicted: no GPU is needed).
 
-    python benchmarks/depth.py --depth 3,6,12,24,48
+    python -m benchmarks.depth --depth 3,6,12,24,48
 
 The network repeats the first module of the recipe's. Depths that are measured again replace those in
 benchmarks/results/depth.json; the picture beside it shows all that are there.

@@ -4,8 +4,8 @@ The paper's iterative schedule reaches 79.8 % where its simultaneous one reaches
 overfitting on inputs without noise. Here both, and the iterative schedule with what it lacks, one thing at a time and
 all together, at equal numbers of updates:
 
-    python benchmarks/gap.py --recipe digits --seeds 3
-    python benchmarks/gap.py --recipe stl10 --data-dir DIR --set dataset.max_train=1000 …
+    python -m benchmarks.gap --recipe digits --seeds 3
+    python -m benchmarks.gap --recipe stl10 --data-dir DIR --set dataset.max_train=1000 …
 
 Writes gap-NAME.json, .md and .png to benchmarks/results.
 """

@@ -1,7 +1,7 @@
 """What a recurrent context without back-propagation through time costs: the cell stepped by hand with a graph, one
 graph for all steps at once, and the ordinary unit, forward and backward, in one run.
 
-    python benchmarks/gru.py [--device cuda] [--json]
+    python -m benchmarks.gru [--device cuda] [--json]
 """
 
 from __future__ import annotations

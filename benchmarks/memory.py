@@ -1,6 +1,6 @@
 """Memory and step time of every way of training the paper's network, in one run.
 
-    python benchmarks/memory.py --batch 16 --repeats 5
+    python -m benchmarks.memory --batch 16 --repeats 5
 
 Arms take turns, so that whatever else the machine does falls on all of them; figures are medians. Memory is predicted
 for a device of its own and, on CUDA, measured in the same steps. Writes benchmarks/results/memory.json and memory.md,
@@ -11,8 +11,6 @@ micro-batches against the summed loss; and the float32 gradients of both against
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -23,6 +21,7 @@ import click
 import torch
 from torch import Tensor
 
+from benchmarks.machine import in_words, machine
 from layerwise.memory import fit, measure
 from layerwise.memory.predict import stage_batch
 from layerwise.memory.rows import STEPS, Asked, Row, row_recipe, samples_of
@@ -54,6 +53,7 @@ ROWS = [
 def main(recipe: str, batch: int, repeats: int, only: str) -> None:
     """Run all arms in turns and write what they took."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    described = machine()
     asked = Asked(recipe, batch=batch, device=device.type)
     rows = [row for row in ROWS if only in row.name]
     found: dict[str, dict[str, Any]] = {}
@@ -76,7 +76,7 @@ def main(recipe: str, batch: int, repeats: int, only: str) -> None:
     for name, times in seconds.items():
         found[name] |= {"seconds": statistics.median(times), "all_seconds": times}
     result = {
-        "machine": _machine(device),
+        "machine": described,
         "recipe": recipe,
         "batch": batch,
         "repeats": repeats,
@@ -150,27 +150,15 @@ def _checks(found: dict[str, dict[str, Any]]) -> dict[str, float]:
     }
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    return {
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg(),
-        "torch": torch.__version__,
-    }
-
-
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _markdown(result: dict[str, Any]) -> str:
-    machine = result["machine"]
     lines = [
-        f"{result['recipe']}, batch {result['batch']}, float32; {machine['device']}, {machine['threads']} threads, "
-        f"load {machine['load'][0]:.1f} when it ended, torch {machine['torch']}; medians of {result['repeats']}.",
+        f"{result['recipe']}, batch {result['batch']}, float32; {in_words(result['machine'])}; medians of "
+        f"{result['repeats']}.",
         "",
         "| way of training | memory predicted, GiB | measured, GiB | a step, s |",
         "| --- | ---: | ---: | ---: |",

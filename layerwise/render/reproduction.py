@@ -190,6 +190,7 @@ def _accuracy_rows(
                 markeredgecolor=theme.paper,
                 linestyle="none",
                 zorder=4,
+                clip_on=False,
                 label=theirs,
             )
         axes.annotate(
