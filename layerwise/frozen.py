@@ -24,26 +24,26 @@ FORMAT = 1
 def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
     """Everything that can change the bits of a stage's weights.
 
-    A simultaneous training is one stage of all modules, and is identified by the last.
+    Modules that are trained together are one stage, identified by the last of them.
 
     Raises:
         NotReady: a module below is not frozen.
     """
-    recipe = setup.recipe
-    manifest = setup.facts.manifest
+    recipe, group = setup.recipe, setup.group(number)
+    number, manifest = group[-1], setup.facts.manifest
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "schedule": recipe.schedule,
+        "schedule": recipe.schedule if group[0] == 1 else "iterative",
         "module": number,
         "seed": recipe.seed,
-        "dataset": recipe.dataset.identity(),
+        "dataset": recipe.dataset.identity(of_stages=True),
         "manifest": {split: manifest[split] for split in ("train", "validation")},
         "network": recipe.network.identity_through(number),
         "objective": recipe.objective.identity(),
         "optimiser": recipe.optimiser.identity(),
         "training": recipe.training.identity(),
     }
-    if recipe.schedule == "iterative" and number > 1:
+    if group[0] > 1:
         # A float32 cache and the modules themselves give the same bits, so it does not matter which of the two feeds
         # the stage.
         stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
@@ -75,8 +75,7 @@ def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
     record = read_json(setup.run.stage(number) / "stage.json")
     if record is None:
         return None
-    trained_as = setup.depth if setup.recipe.schedule == "simultaneous" else number
-    if changed := differences(record["made_from"], stage_identity(setup, trained_as)):
+    if changed := differences(record["made_from"], stage_identity(setup, number)):
         raise NotReady(
             f"stage {number} of {setup.run.folder} was trained with other settings ({'; '.join(changed[:5])}). "
             "Go back to those settings, choose another --run-dir, or train it again with --fresh."

@@ -94,11 +94,9 @@ def make_plan(setup: Setup) -> Plan:
     samples, facts = _samples(setup)
     shapes, weights = _outputs(recipe, samples.shape, samples.shape)
     counts = [] if facts is None else _counts(recipe, facts, samples.shape)
-    numbers = range(1, len(shapes) + 1)
-    together = recipe.schedule == "simultaneous"
     available = _memory_free(setup)
     stages, problems = [], []
-    for group in [tuple(numbers)] if together else [(number,) for number in numbers]:
+    for group in recipe.groups(len(shapes)):
         found, problem = _fit(setup, group, samples)
         if problem is None and found is not None and available is not None and found.footprint.peak > available:
             problem = (
@@ -107,7 +105,7 @@ def make_plan(setup: Setup) -> Plan:
         if problem is not None and found is None and recipe.training.max_memory is None:
             problem = None  # it could not be told, which is no reason not to run
         problems += [problem] if problem is not None else []
-        stores = not together and recipe.feed == "cache" and group[-1] < len(shapes)
+        stores = recipe.feed == "cache" and group[-1] < len(shapes)
         stored = counts[group[-1] - 1] if stores and counts else None
         location = setup.run.cache(group[-1])
         stages.append(

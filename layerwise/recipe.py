@@ -10,6 +10,7 @@ stay out of `identity`, on which the validity of stages and caches rests.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -39,29 +40,40 @@ def free(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"changes_values": False}, **constraints)
 
 
+def labelled_only(default: Any, **constraints: Any) -> Any:
+    """A field that only says which labelled samples probes see, or where their labels are, and so does not make a stage
+    stale: a stage depends on the contents of the splits that it reads, which its identity holds besides.
+    """
+    return Field(default, json_schema_extra={"changes_stages": False}, **constraints)
+
+
 class Settings(BaseModel):
     """Frozen and validated; an unknown field is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    def identity(self) -> dict[str, JsonValue]:
+    def identity(self, *, of_stages: bool = False) -> dict[str, JsonValue]:
         """The fields that can change a computed value, as JSON; nested settings likewise, with the name of their
         kind.
+
+        Args:
+            of_stages: without those that can only change what probes see.
         """
         found: dict[str, JsonValue] = {"kind": type(self).__name__}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
             if isinstance(extra, dict) and extra.get("changes_values") is False:
                 continue
-            value = getattr(self, name)
-            found[name] = value.identity() if isinstance(value, Settings) else self._as_json(value)
+            if of_stages and isinstance(extra, dict) and extra.get("changes_stages") is False:
+                continue
+            found[name] = self._as_json(getattr(self, name), of_stages)
         return found
 
     @staticmethod
-    def _as_json(value: object) -> JsonValue:
+    def _as_json(value: object, of_stages: bool) -> JsonValue:
         if isinstance(value, tuple):
-            return [Settings._as_json(item) for item in value]
-        return value.identity() if isinstance(value, Settings) else value
+            return [Settings._as_json(item, of_stages) for item in value]
+        return value.identity(of_stages=of_stages) if isinstance(value, Settings) else value
 
 
 class DatasetSettings(Settings, ABC):
@@ -256,10 +268,23 @@ class Recipe(Settings):
         1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out, as scale.py says"
     )
     schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
+    together: int | None = Field(
+        None,
+        ge=1,
+        description="with the schedule simultaneous: modules 1 to this one are trained together, and those above one "
+        "after another; None: all together",
+    )
     feed: FeedName = Field(
         "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
     )
     seed: int = Field(0, ge=0, lt=2**32)
+
+    def groups(self, depth: int) -> list[tuple[int, ...]]:
+        """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once."""
+        together = 1
+        if self.schedule == "simultaneous":
+            together = depth if self.together is None else min(self.together, depth)
+        return [tuple(range(1, together + 1)), *((number,) for number in range(together + 1, depth + 1))]
 
 
 def differences(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
@@ -270,5 +295,10 @@ def differences(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue],
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{name}.")
         elif old != new:
-            found.append(f"{prefix}{name}: {old} -> {new}")
+            found.append(f"{prefix}{name}: {_short(old)} -> {_short(new)}")
     return found
+
+
+def _short(value: JsonValue) -> str:
+    """Hashes by their first 12 digits."""
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", str(value))

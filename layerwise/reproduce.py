@@ -31,6 +31,7 @@ from layerwise.results import curve
 from layerwise.run import open_run
 from layerwise.schedule import train_all
 from layerwise.setup import Setup
+from layerwise.stopping import Stopping
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Ground:
     download: bool
     fresh: bool
     progress: Progress
-    should_stop: Callable[[], bool]
+    stopping: Stopping
 
     @property
     def recipe(self) -> Recipe:
@@ -72,7 +73,10 @@ class Ground:
         recipe = resolve_recipe(self.source, overrides)
         folder = self.root / f"{training.key}-seed{seed}"
         run = open_run(folder, recipe)
-        setup = Setup(run, self.device, self.data_dir, self.download, self.progress, self.should_stop)
+        stopping = self.stopping
+        setup = Setup(
+            run, self.device, self.data_dir, self.download, self.progress, stopping, at_steps=stopping.at_steps
+        )
         with run.locked("reproduce"):
             run.follow(self.source, overrides, self.data_dir)
             for _ in train_all(setup, fresh=self.fresh):
@@ -232,7 +236,7 @@ def memory_of_a_step(ground: Ground) -> dict[str, Any]:
     ]
     rows = []
     for row, title in asked_rows:
-        if ground.should_stop():
+        if ground.stopping():
             raise StoppedEarly(f"stopped before the row {title!r}; the same command begins the table again")
         (found,) = work_out_apart([(asked, row)])
         ours, paper = None if found.peak is None else found.peak / 1e9, PAPER.get(row.name)

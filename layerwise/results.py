@@ -10,7 +10,7 @@ import torch
 
 import activation_cache
 from layerwise.caching import cache_key, cached, describe_cache
-from layerwise.errors import NotReady
+from layerwise.errors import DamagedData, NotReady
 from layerwise.frozen import stage_record
 from layerwise.probe import probe_record
 from layerwise.run import Run, read_lines
@@ -100,7 +100,9 @@ def _machine(setup: Setup) -> dict[str, str]:
 
 
 def status(setup: Setup) -> dict[str, Any]:
-    """The state of each module: trained, training, stale (and why) or not yet; of its cache; its probe's accuracy."""
+    """The state of each module: trained, unfinished, stale or damaged (and why), or not yet; unknown where a damaged
+    record below would tell; of its cache; its probe's accuracy.
+    """
     modules = []
     for number in range(1, setup.depth + 1):
         top = max(part for part, holder in enumerate(setup.holders, 1) if holder == number)
@@ -109,22 +111,31 @@ def status(setup: Setup) -> dict[str, Any]:
                 "module": number,
                 "stage": _stage_state(setup, number),
                 "cache": _cache_state(setup, number),
-                "probe": probe_record(setup, top),
+                "probe": _probe_state(setup, top),
             }
         )
     return {"run": str(setup.run.folder), "recipe": setup.recipe.name, "modules": modules}
 
 
 def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
+    folder = setup.run.stage(number)
+    try:
+        read_json(folder / "stage.json")
+        checkpoint = read_json(setup.run.training(setup.group(number)) / "checkpoint.json")
+    except DamagedData as error:
+        return {"state": "damaged", "reason": str(error)}
     try:
         record = stage_record(setup, number)
     except NotReady as error:
         return {"state": "stale", "reason": str(error)}
+    except DamagedData as error:
+        return {"state": "unknown", "reason": str(error)}
+    if record is not None and not (folder / "module.safetensors").is_file():
+        again = f"layerwise stage {number} --fresh --run-dir {setup.run.folder}"
+        missing = f"{folder / 'module.safetensors'} is missing: put it back, or train the module again with: {again}"
+        return {"state": "damaged", "reason": missing}
     if record is not None:
         return {"state": "trained", "epochs": record["epochs"], "seconds": record["seconds"]}
-    checkpoint = read_json(setup.run.training([number]) / "checkpoint.json") or read_json(
-        setup.run.training(list(range(1, setup.depth + 1))) / "checkpoint.json"
-    )
     if checkpoint is not None:
         return {
             "state": "unfinished",
@@ -135,8 +146,22 @@ def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
 
 
 def _cache_state(setup: Setup, number: int) -> dict[str, Any]:
+    location = setup.run.cache(number)
     try:
-        found = activation_cache.inspect(setup.run.cache(number), cache_key(setup, number))
-    except NotReady:
-        found = activation_cache.inspect(setup.run.cache(number))
+        found = activation_cache.inspect(location, cache_key(setup, number))
+    except (NotReady, DamagedData) as error:  # what it should have been made from is not there to compare it with
+        found = activation_cache.inspect(location)
+        if found.state == "valid":
+            return {"state": "unknown", "reason": str(error), "bytes": found.bytes}
     return {"state": found.state, "reason": found.reason, "bytes": found.bytes}
+
+
+def _probe_state(setup: Setup, part: int) -> dict[str, Any] | None:
+    try:
+        read_json(setup.run.probe(part))
+    except DamagedData as error:
+        return {"state": "damaged", "reason": str(error)}
+    try:
+        return probe_record(setup, part)
+    except DamagedData:  # a record below, of which its module tells
+        return None

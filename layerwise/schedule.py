@@ -31,7 +31,7 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     if fresh and number == 1:
         setup.forget_dataset()
     setup.require_module(number)
-    if setup.recipe.schedule == "simultaneous":
+    if len(setup.group(number)) > 1:
         return run_together(setup, fresh=fresh)[number - 1]
     if not fresh and (record := stage_record(setup, number)) is not None:
         setup.progress.note(f"module {number} is trained and frozen already")
@@ -44,15 +44,15 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
 
 
 def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
-    """Train all modules in each step, every one by its own loss; returns their records."""
+    """Train the first modules together in each step, every one by its own loss; returns their records."""
     if fresh:
         setup.forget_dataset()
-    numbers = list(range(1, setup.depth + 1))
+    numbers = setup.group(1)
     done = [] if fresh else [stage_record(setup, number) for number in numbers]
     if not done or None in done:
         _train_and_freeze(setup, numbers, stage_inputs(setup, 1), fresh)
     else:
-        setup.progress.note("all modules are trained and frozen already")
+        setup.progress.note(f"modules 1-{numbers[-1]} are trained and frozen already")
     return [require_stage(setup, number) for number in numbers]
 
 
@@ -81,6 +81,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         closing(feed),
         memory.peak(setup.device, fit) as peak,
         memory.explain_exhaustion(setup.device, fit, batch_size, title),
+        setup.at_steps(),
     ):
         place = train(
             learners,
@@ -144,12 +145,8 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
 
 def train_all(setup: Setup, *, fresh: bool = False) -> Iterator[int]:
     """Every stage and the cache that the next one reads; the number of each module once it is frozen."""
-    iterative = setup.recipe.schedule == "iterative"
-    if not iterative:
-        run_together(setup, fresh=fresh)
-    for number in range(1, setup.depth + 1):
-        if iterative:
-            run_stage(setup, number, fresh=fresh)
-            if setup.recipe.feed == "cache" and number < setup.depth and not cached(setup, number):
-                write_cache(setup, number)
-        yield number
+    for group in setup.recipe.groups(setup.depth):
+        run_stage(setup, group[0], fresh=fresh)
+        if setup.recipe.feed == "cache" and group[-1] < setup.depth and not cached(setup, group[-1]):
+            write_cache(setup, group[-1])
+        yield from group

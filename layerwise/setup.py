@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,6 +49,8 @@ class Setup:
     download: bool = False
     progress: Progress = field(default_factory=Silent)
     should_stop: Callable[[], bool] = lambda: False
+    at_steps: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Around work that asks `should_stop` itself, and that nothing else should stop."""
     writes: bool = True
     """Whether the run is held; looking at one must not change it."""
     _opened: dict[str, Any] = field(default_factory=dict, init=False)
@@ -139,6 +142,10 @@ class Setup:
         """How many modules there are."""
         return len(self.module_facts)
 
+    def group(self, number: int) -> tuple[int, ...]:
+        """The modules that module `number` is trained together with, itself among them."""
+        return next(group for group in self.recipe.groups(self.depth) if number in group)
+
     @property
     def holders(self) -> list[int]:
         """For each part of the network that a probe can look at, the module that holds it.
@@ -193,5 +200,6 @@ def make_learner(
         # Elsewhere than on the CPU the default makes temporaries as large as all parameters together.
         fused=True if device.type == "cuda" else None,
     )
-    steps = recipe.training.update_every if recipe.schedule == "simultaneous" else (1,)
+    apart = recipe.schedule == "iterative" or (recipe.together is not None and number > recipe.together)
+    steps = (1,) if apart else recipe.training.update_every
     return Learner(number, module, objective, optimiser, steps[min(number, len(steps)) - 1])

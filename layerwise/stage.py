@@ -25,6 +25,9 @@ from layerwise.run import append_line, keep_lines
 from layerwise.seeding import torch_generator
 from layerwise.step import Arithmetic, Learner, require_finite, train_step
 
+RESUMED = "resumed"
+"""What the first report of a training that goes on says: its updates were made before, and tell nothing of speed."""
+
 
 @dataclass
 class Place:
@@ -72,6 +75,8 @@ def train(
     """
     place = Place(**load_checkpoint(folder, learners, made_from) or {})
     first_step = place.step
+    if first_step:
+        progress.advance(first_step, 0, RESUMED)
     keep_lines(folder / "metrics.jsonl", place.epoch)
     while not place.converged(training):
         began = time.perf_counter()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,9 @@ RECIPE: Recipe = TINY.model_copy(
 )
 
 
+LARGE, LARGE_TILE, LARGE_BUDGET = 8192, 256, 48 * 10**6
+
+
 @pytest.fixture
 def pictures(tmp_path: Path) -> Path:
     draw = np.random.default_rng(0)
@@ -63,3 +67,36 @@ def test_tile_by_tile_it_trains_within_it(tmp_path, pictures) -> None:
         assert record["steps"] > 0
         assert record["peak"]["predicted"] <= BUDGET
     assert sum(setup.facts.sizes.values()) == 3 * (SIDE // TILE) ** 2
+
+
+@pytest.mark.long
+def test_pictures_of_67_megapixels_take_the_memory_of_their_tiles(tmp_path: Path) -> None:
+    """Two pictures of 8192 x 8192, each of which, encoded at once, takes gigabytes; minutes on one core."""
+    draw = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for number in range(2):
+        pixels = draw.integers(0, 256, (LARGE, LARGE), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"pictures/{number}.png", compress_level=0)
+    del pixels
+    dataset = PICTURES.model_copy(update={"tile": LARGE_TILE, "crop": LARGE_TILE, "validation": 0.5})
+    training = Training(batch_size=16, epochs=1, max_memory=LARGE_BUDGET)
+    recipe = RECIPE.model_copy(update={"dataset": dataset, "training": training})
+
+    unlimited = recipe.model_copy(update={"training": Training(batch_size=1, epochs=1)})
+    at_once = memory.fit(unlimited, [1], Samples((1, LARGE, LARGE), {})).footprint.peak
+    assert at_once > 20 * LARGE_BUDGET
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    setup = Setup(open_run(tmp_path / "run", recipe), torch.device("cpu"), data_dir=tmp_path / "pictures")
+    records = [run_stage(setup, 1)]
+    write_cache(setup, 1)
+    records.append(run_stage(setup, 2))
+    grown = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+    assert setup.facts.sizes == {"train": 1024, "validation": 1024}
+    for record in records:
+        assert record["steps"] == 1024 // 16
+        assert record["peak"]["predicted"] <= LARGE_BUDGET
+    decoded = 3 * LARGE * LARGE  # both pictures, and the file of one
+    assert grown < decoded + 4 * LARGE_BUDGET < at_once / 2
+    print(f"at once {at_once:,} bytes predicted; resident {grown:,} more; {records}")

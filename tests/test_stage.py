@@ -23,6 +23,7 @@ from layerwise.progress import Silent
 from layerwise.recipe_loader import apply_overrides
 from layerwise.run import read_lines
 from layerwise.schedule import run_all, run_stage, run_together
+from layerwise.stage import RESUMED
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -94,7 +95,7 @@ class StopAt(Silent):
         self.count, self.action = count, action
 
     def advance(self, amount, samples, detail):
-        self.count -= amount
+        self.count -= amount if detail != RESUMED else 0
         if self.count == 0:
             self.action()
 
@@ -119,6 +120,25 @@ def test_stopped_and_resumed_ends_in_the_same_bits(make_setup, step, schedule):
         return [{**line, "seconds": 0} for line in read_lines(setup.run.training(trained) / "metrics.jsonl")]
 
     assert curve(resumed) == curve(whole)
+
+
+def test_a_resumed_training_begins_its_report_where_it_stopped(make_setup):
+    reports = []
+
+    class Listener(StopAt):
+        def advance(self, amount, samples, detail):
+            reports.append((amount, samples))
+            super().advance(amount, samples, detail)
+
+    asked = []
+    setup = make_setup()
+    setup.progress, setup.should_stop = StopAt(8, lambda: asked.append(True)), lambda: bool(asked)
+    with pytest.raises(StoppedEarly):
+        run_stage(setup, 1)
+    resumed = make_setup()
+    resumed.progress = Listener(0, lambda: None)
+    run_stage(resumed, 1)
+    assert reports == [(8, 0), *[(1, 16)] * 4]  # of 12 updates
 
 
 KILLED = """

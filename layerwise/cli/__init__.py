@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import json
+import sys
+from typing import Any
+
 import click
 
 from layerwise.cli import cache, grow, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Commands whose wrong use is told to machines as every other error is, where `--json` is among the arguments."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.get("args", args[0] if args else None)
+        as_json = "--json" in (sys.argv[1:] if given is None else given)
+        if not as_json or not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
+            code = error.exit_code
+            click.echo(json.dumps({"error": kind, "message": error.format_message(), "exit_code": code}))
+            sys.exit(code)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="layerwise")
 def main() -> None:
     """Train a deep network one module at a time, from an activation cache on disk.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 import click
 
 from layerwise.choices import FeedName, MethodName, ScheduleName
+from layerwise.stopping import Stopping
 
 if TYPE_CHECKING:
     from layerwise.setup import Setup
@@ -150,7 +151,8 @@ def options(command: Command) -> Command:
 def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
     """One line for an error that a user can act on; our own mistakes keep their traceback."""
     try:
-        yield
+        with interruption_as_error():
+            yield
     except Exception as error:
         code = exit_code(error)
         if code is None:
@@ -160,6 +162,18 @@ def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
         else:
             click.echo(f"{click.style('layerwise:', fg='red', bold=True)} {error}", err=True)
         sys.exit(code)
+
+
+@contextmanager
+def interruption_as_error() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        from layerwise.errors import StoppedEarly
+
+        raise StoppedEarly(
+            "stopped; what is finished is kept, and the same command, without --fresh, goes on from there"
+        ) from None
 
 
 def exit_code(error: Exception) -> int | None:
@@ -203,9 +217,9 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     recipe = resolve_recipe(source, overrides)
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
-    with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
-        data_dir = options.data_dir or run.data_dir
-        setup = Setup(run, pick_device(options.device), data_dir, options.download, progress, should_stop, writes)
+    with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
+        data_dir, device = options.data_dir or run.data_dir, pick_device(options.device)
+        setup = Setup(run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes)
         if not writes:
             yield setup
             return
@@ -225,21 +239,21 @@ def pick_device(name: str) -> Any:
 
 
 @contextmanager
-def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """The first SIGINT or SIGTERM asks the work to stop at the next step; a second one ends the process at once."""
-    asked = False
+def stop_on_signal() -> Iterator[Stopping]:
+    """The first SIGINT or SIGTERM ends the work, a training at its next step; a second one ends the process at once."""
+    stopping = Stopping()
 
     def ask(number: int, _: object) -> None:
-        nonlocal asked
-        if asked:
+        if stopping.asked:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
-        asked = True
-        click.echo("stopping after this step; once more to quit at once", err=True)
+        if stopping.ask():
+            click.echo("stopping after this step; once more to quit at once", err=True)
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: asked
+        with interruption_as_error():
+            yield stopping
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -18,7 +18,8 @@ from layerwise.cli.common import Options, emit, options, setup_for
 def command(channels: int | None, blocks: int, stride: int, options: Options) -> None:
     """Add a module on top of a finished run, and train only it.
 
-    The modules below stay as they are, to the bit. The run keeps the new module in its recipe from then on.
+    The modules below stay as they are, to the bit, also where they were trained together: the new one is trained on
+    what they make when they are frozen. The run keeps it in its recipe from then on.
     """
     with setup_for(options, purpose="grow", writes=False) as setup:
         from layerwise.errors import UsageError
@@ -33,8 +34,6 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
                 f"{recipe.name!r} has another network or method: add the module in the recipe, and train it with "
                 "layerwise stage"
             )
-        if recipe.schedule != "iterative":
-            raise UsageError(f"{folder} was trained all modules together, and a new one would have to join them")
         require_stages(setup, depth)
         last = network.groups[-1]
         added = {"channels": channels or 2 * last.channels, "blocks": blocks, "stride": stride}
@@ -44,7 +43,8 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
                 "which the module below does not hand on: choose other --channels, or a --stride"
             )
         groups = json.dumps([*(group.model_dump() for group in network.groups), added])
-    grown = dataclasses.replace(options.override(**{"network.groups": groups}), run_dir=folder)
+    together = depth if recipe.schedule == "simultaneous" and recipe.together is None else None
+    grown = dataclasses.replace(options.override(**{"network.groups": groups, "together": together}), run_dir=folder)
     with setup_for(grown, purpose="grow") as setup:
         from layerwise.caching import cached, write_cache
         from layerwise.probe import probe_module

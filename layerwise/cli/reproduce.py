@@ -39,7 +39,7 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
     source = options.recipe or DEFAULTS[what]
     source = str(Path(source).resolve()) if source.endswith(".py") else source
     root = options.run_dir or RUNS / f"reproduce-{run_name(resolve_recipe(source, options.set))}"
-    with stop_on_signal() as should_stop, console_progress(sys.stderr if options.json else sys.stdout) as progress:
+    with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         ground = Ground(
             source=source,
             overrides=options.set,
@@ -50,7 +50,7 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
             download=options.download,
             fresh=fresh,
             progress=progress,
-            should_stop=should_stop,
+            stopping=stopping,
         )
         result = reproduce(ground, what)
     files = write_reproduction(what, result, root)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from layerwise.data.seen import Unreadable as Unreadable
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -29,10 +31,6 @@ FORMATS = {
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 MOST_PIXELS = 178_956_970  # beyond this Pillow takes a picture for a decompression bomb
 ORIENTATION = 0x0112  # EXIF tag
-
-
-class Unreadable(Exception):
-    """A picture that cannot be used, and why."""
 
 
 def decode(content: bytes, *, grayscale: bool, max_pixels: int, short_side: int | None = None) -> Image:

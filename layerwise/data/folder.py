@@ -12,21 +12,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from contextlib import closing
 from pathlib import Path
 
 from pydantic import Field, model_validator
 
 from layerwise.data.dataset import Splits
-from layerwise.data.decode import MOST_PIXELS, SUFFIXES, Unreadable, decode
+from layerwise.data.decode import MOST_PIXELS, SUFFIXES, decode
 from layerwise.data.files import FolderImages, Picture, PictureStore
 from layerwise.data.images import check_levels
+from layerwise.data.seen import Facts, look_through
 from layerwise.errors import DamagedData, NotReady
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape, free
-
-READERS = 4
 
 
 class ImageFolder(DatasetSettings):
@@ -109,44 +107,36 @@ class ImageFolder(DatasetSettings):
     def _look(
         self, data_dir: Path, folders: dict[str, Path], names: dict[str, list[str]], progress: Progress
     ) -> tuple[dict[str, list[Picture]], list[str]]:
-        """Hash and decode every file once; those that cannot be read are named in a note, up to the cap.
+        """Hash and decode every file that was not before; those that cannot be read are named in a note, up to the cap.
 
         Raises:
             DamagedData: more of them than `max_unreadable`.
         """
-        progress.begin("look at the pictures", sum(map(len, names.values())), "pictures")
-        found: dict[str, list[Picture]] = {}
+        every = [(split, name) for split in folders for name in names[split]]
+        found: dict[str, list[Picture]] = {split: [] for split in folders}
         unreadable: list[str] = []
-        try:
-            with ThreadPoolExecutor(max_workers=READERS) as pool:
-                for split, folder in folders.items():
-                    found[split] = []
-                    for result in pool.map(partial(self._look_at, data_dir, folder), names[split]):
-                        progress.advance(1, 1, "")
-                        if isinstance(result, Picture):
-                            found[split].append(result)
-                        else:
-                            unreadable.append(result)
-                        if len(unreadable) > self.max_unreadable:
-                            pool.shutdown(cancel_futures=True)
-                            raise DamagedData(
-                                f"more than {self.max_unreadable} (dataset.max_unreadable) of the pictures in "
-                                f"{str(data_dir)!r} cannot be read: {_some(unreadable)}"
-                            )
-        finally:
-            progress.end()
-        total = sum(map(len, names.values()))
-        lost = f"{len(unreadable)} of {total:,} pictures cannot be read and are left out: {_some(unreadable)}"
+        paths, kind = [data_dir / name for _, name in every], f"pictures-1-{self.max_pixels}"
+        looked = look_through(paths, kind, self._look_at, progress, "look at the pictures", "pictures")
+        with closing(looked):
+            for (split, name), facts in zip(every, looked, strict=True):
+                if isinstance(facts, dict):
+                    first, *below = (data_dir / name).relative_to(folders[split]).parts
+                    size = facts["width"], facts["height"]
+                    found[split].append(Picture(name, first if below else None, facts["sha256"], *size))
+                    continue
+                unreadable.append(f"{name!r} ({facts})")
+                if len(unreadable) > self.max_unreadable:
+                    raise DamagedData(
+                        f"more than {self.max_unreadable} (dataset.max_unreadable) of the pictures in "
+                        f"{str(data_dir)!r} cannot be read: {_some(unreadable)}"
+                    )
+        lost = f"{len(unreadable)} of {len(every):,} pictures cannot be read and are left out: {_some(unreadable)}"
         return found, [lost] if unreadable else []
 
-    def _look_at(self, data_dir: Path, folder: Path, name: str) -> Picture | str:
-        try:
-            content = (data_dir / name).read_bytes()
-            image = decode(content, grayscale=self.grayscale, max_pixels=self.max_pixels)
-        except (Unreadable, OSError) as error:
-            return f"{name!r} ({error})"
-        first, *below = (data_dir / name).relative_to(folder).parts
-        return Picture(name, first if below else None, hashlib.sha256(content).hexdigest(), *image.size)
+    def _look_at(self, content: bytes) -> Facts:
+        """Width and height of the upright picture, pixels."""
+        image = decode(content, grayscale=self.grayscale, max_pixels=self.max_pixels)
+        return {"width": image.width, "height": image.height}
 
 
 def _walk(folder: Path) -> Iterator[str]:

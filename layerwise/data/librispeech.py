@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import soundfile
 from pydantic import Field
 
 from layerwise.data.dataset import IntArray, Splits
@@ -22,7 +21,7 @@ from layerwise.data.recordings import RATE, Recording, examine, require_few
 from layerwise.data.speech import SpeechSettings, arrange, divide
 from layerwise.errors import NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import Shape
+from layerwise.recipe import Shape, labelled_only
 
 Subset = Literal[
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other"
@@ -45,9 +44,11 @@ class LibriSpeech(SpeechSettings):
     """Read speech with known speakers and, where their files are given, phones."""
 
     subset: Subset = "train-clean-100"
-    alignments: str = Field("converted_aligned_phones.txt", description="file with the phones of each utterance")
+    alignments: str = labelled_only(
+        "converted_aligned_phones.txt", description="file with the phones of each utterance"
+    )
     train_list: str = Field("train_split.txt", description="file with the utterances to train on")
-    test_list: str = Field("test_split.txt", description="file with the utterances that probes are judged on")
+    test_list: str = labelled_only("test_split.txt", description="file with the utterances that probes are judged on")
     phones: int = Field(PHONES, ge=2, description="classes of phones")
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
@@ -92,13 +93,10 @@ class LibriSpeech(SpeechSettings):
         return arrange(self, train, test, phones, {} if phones is None else {"phone": self.phones}, seed, notes)
 
 
-def _as_published(file: soundfile.SoundFile) -> str | None:
-    if (file.samplerate, file.channels) == (RATE, 1):
+def _as_published(rate: int, channels: int) -> str | None:
+    if (rate, channels) == (RATE, 1):
         return None
-    return (
-        f"has {file.channels} channels at {file.samplerate} Hz, and LibriSpeech one at {RATE} "
-        "(the recipe `speech` takes any)"
-    )
+    return f"has {channels} channels at {rate} Hz, and LibriSpeech one at {RATE} (the recipe `speech` takes any)"
 
 
 def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: Progress) -> Path:

@@ -12,7 +12,7 @@ import hashlib
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from layerwise import optional
 from layerwise.data.dataset import UNKNOWN, IntArray, Split
+from layerwise.data.seen import Facts, Unreadable, look_through
 from layerwise.errors import DamagedData
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
@@ -83,15 +84,15 @@ class Recording:
 def examine(
     files: Mapping[str, tuple[Path, str]],
     tolerated: int,
-    required: Callable[[soundfile.SoundFile], str | None] = lambda _: None,
+    required: Callable[[int, int], str | None] = lambda rate, channels: None,
     progress: Progress = SILENT,
 ) -> tuple[list[Recording], list[str]]:
-    """Decode every file, and tell good recordings from bad ones.
+    """Decode every file that was not decoded before, and tell good recordings from bad ones.
 
     Args:
         files: id to path and speaker.
         tolerated: bad files that are only named.
-        required: what is wrong with a file that can be read, if anything.
+        required: what is wrong with a file of this rate (Hz) and number of channels, if anything.
 
     Returns:
         The good recordings in the order of `files`, and a line for each bad file.
@@ -99,16 +100,22 @@ def examine(
     Raises:
         DamagedData: more files are bad than are tolerated; the message names them.
     """
-    found = []
-    progress.begin("look through the recordings", len(files), "recordings")
-    with ThreadPoolExecutor(2) as pool:
-        for outcome in pool.map(lambda item: _examine(item[0], item[1][0], item[1][1], required), files.items()):
-            found.append(outcome)
-            progress.advance(1, 1, "")
-    progress.end()
-    bad = [line for line in found if isinstance(line, str)]
+    paths = [path for path, _ in files.values()]
+    found = look_through(paths, "recordings-1", _look, progress, "look through the recordings", "recordings")
+    good: list[Recording] = []
+    bad: list[str] = []
+    with closing(found):
+        for (name, (path, speaker)), facts in zip(files.items(), found, strict=True):
+            if isinstance(facts, OSError):
+                bad.append(f"{path} cannot be read: {facts}")
+            elif isinstance(facts, Unreadable):
+                bad.append(f"{path} {facts}")
+            elif (wrong := required(facts["rate"], facts["channels"])) is not None:
+                bad.append(f"{path} {wrong}")
+            else:
+                good.append(Recording(name, path, speaker, facts["rate"], facts["samples"], facts["sha256"]))
     require_few(bad, tolerated, len(files))
-    return [recording for recording in found if isinstance(recording, Recording)], bad
+    return good, bad
 
 
 def require_few(bad: Sequence[str], tolerated: int, among: int) -> None:
@@ -124,30 +131,26 @@ def require_few(bad: Sequence[str], tolerated: int, among: int) -> None:
         )
 
 
-def _examine(
-    name: str, path: Path, speaker: str, required: Callable[[soundfile.SoundFile], str | None]
-) -> Recording | str:
+def _look(content: bytes) -> Facts:
+    """Rate (Hz), channels, and samples at 16 kHz of a recording that can be decoded from beginning to end."""
+    if not content:
+        raise Unreadable("is empty")
     try:
-        content = path.read_bytes()
-        if not content:
-            return f"{path} is empty"
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            if (wrong := required(file)) is not None:
-                return f"{path} {wrong}"
             values = file.read(dtype="float32", always_2d=True)
-            announced, rate = file.frames, file.samplerate
+            announced, rate, channels = file.frames, file.samplerate, file.channels
     except (soundfile.SoundFileError, OSError) as error:
-        return f"{path} cannot be read: {str(error).rstrip('.')}"
+        raise Unreadable(f"cannot be read: {str(error).rstrip('.')}") from error
     if not len(values):
-        return f"{path} holds no samples"
+        raise Unreadable("holds no samples")
     if len(values) != announced:
-        return f"{path} is cut short: {len(values)} of {announced} samples"
+        raise Unreadable(f"is cut short: {len(values)} of {announced} samples")
     if not np.isfinite(values).all():
-        return f"{path} holds values that are not finite"
+        raise Unreadable("holds values that are not finite")
     samples = -(-len(values) * RATE // rate)
     if samples < SHORTEST:
-        return f"{path} lasts {1000 * samples / RATE:.0f} ms, less than {1000 * SHORTEST / RATE:.0f}"
-    return Recording(name, path, speaker, rate, samples, hashlib.sha256(content).hexdigest())
+        raise Unreadable(f"lasts {1000 * samples / RATE:.0f} ms, less than {1000 * SHORTEST / RATE:.0f}")
+    return {"rate": rate, "channels": channels, "samples": samples}
 
 
 @dataclass(frozen=True)

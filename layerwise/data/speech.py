@@ -12,7 +12,7 @@ from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
 from layerwise.errors import NotReady
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape
+from layerwise.recipe import DatasetSettings, Shape, free
 from layerwise.seeding import numpy_generator
 
 SUFFIXES = (".flac", ".wav", ".ogg")
@@ -25,7 +25,7 @@ class SpeechSettings(DatasetSettings):
     validation: float = Field(
         0.05, gt=0, lt=1, description="part of the training recordings that is held out of stages"
     )
-    unreadable: int = Field(
+    unreadable: int = free(
         10, ge=0, description="recordings or alignments that may be damaged; they are named and left out"
     )
     recordings: int | None = Field(

@@ -21,7 +21,7 @@ from layerwise.data.download import Archive, fetch, unpack
 from layerwise.data.images import ArrayImages, check_levels
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape
+from layerwise.recipe import DatasetSettings, Shape, labelled_only
 from layerwise.seeding import numpy_generator
 
 ARCHIVE = Archive(
@@ -52,8 +52,8 @@ class STL10(DatasetSettings):
     std: tuple[float, ...] = (0.2570,)
     validation: float = Field(0.05, gt=0, lt=1, description="part of the training pictures that is held out of stages")
     max_train: int | None = Field(None, ge=2, description="training and validation pictures taken; None: all")
-    max_probe: int | None = Field(None, ge=1, description="labelled training pictures taken; None: all")
-    max_test: int | None = Field(None, ge=1, description="test pictures taken; None: all")
+    max_probe: int | None = labelled_only(None, ge=1, description="labelled training pictures taken; None: all")
+    max_test: int | None = labelled_only(None, ge=1, description="test pictures taken; None: all")
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> STL10:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,6 +34,7 @@ from layerwise.data.formants import (
 )
 from layerwise.data.librispeech import FOLDER, LibriSpeech
 from layerwise.data.recordings import HOP, SPAN
+from layerwise.data.seen import user_cache
 from layerwise.data.speech import SpeechSettings
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import Shape
@@ -114,11 +114,6 @@ class Voices(SpeechSettings):
             finally:
                 shutil.rmtree(made, ignore_errors=True)
         progress.end()
-
-
-def user_cache() -> Path:
-    """Where this user keeps what can be made again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwise"
 
 
 def _write(path: Path, lines: list[str]) -> None:

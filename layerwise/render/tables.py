@@ -111,14 +111,15 @@ def status_table(found: Mapping[str, Any]) -> None:
     for module in found["modules"]:
         stage, cache, probe = module["stage"], module["cache"], module["probe"]
         epochs = f", {stage['epochs']} epochs" if "epochs" in stage else ""
-        accuracies = (
-            ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values())
-            if probe
-            else "–"
-        )
+        accuracies = "–" if probe is None else _accuracies(probe)
         bytes_ = f", {size(cache['bytes'])}" if cache["bytes"] else ""
         made.add_row(str(module["module"]), stage["state"] + epochs, cache["state"] + bytes_, accuracies)
-        reasons += [
-            part["reason"] for part in (stage, cache) if part.get("reason") and part["state"] in ("stale", "damaged")
-        ]
-    show(made, *reasons)
+        told = (part for part in (stage, cache, probe or {}) if part.get("state") in ("stale", "damaged", "unknown"))
+        reasons += [part["reason"] for part in told if part.get("reason")]
+    show(made, *dict.fromkeys(reasons))
+
+
+def _accuracies(probe: Mapping[str, Any]) -> str:
+    if "tasks" not in probe:
+        return str(probe["state"])
+    return ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values())

@@ -127,6 +127,35 @@ def test_an_error_is_one_line_and_an_exit_code(layerwise, arguments, code, messa
     assert message in json.loads(as_json.stdout)["message"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--recipe", "digits", "--bogus"], "No such option"),
+        (["run", "--device", "tpu"], "'tpu' is not one of"),
+        (["stage"], "Missing argument 'NUMBER'"),
+        (["stage", "0"], "0 is not in the range"),
+        (["cache"], "give --module N"),
+        (["trian"], "No such command 'trian'"),
+        (["memreport", "--depth", "x"], "not a list of numbers"),
+    ],
+)
+def test_wrong_use_is_an_error_as_any_other_for_machines(layerwise, arguments, message):
+    told = layerwise(*arguments, "--json")
+    assert told.exit_code == 2
+    error = json.loads(told.stdout)
+    assert (error["error"], error["exit_code"]) == ("UsageError", 2)
+    assert message in error["message"]
+    people = layerwise(*arguments)
+    assert people.exit_code == 2
+    assert people.stderr.startswith("Usage: ")
+    assert message in people.stderr
+
+
+def test_help_is_help_for_machines_too(layerwise):
+    told = layerwise("run", "--json", "--help")
+    assert (told.exit_code, told.stdout.startswith("Usage: ")) == (0, True)
+
+
 def test_a_second_process_on_one_run_is_refused_and_told_who_holds_it(layerwise, tmp_path):
     long = start(
         tmp_path, "stage", 1, "--recipe", RECIPE, "--set", "training.epochs=100000", "--set", "training.patience=100000"

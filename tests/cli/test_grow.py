@@ -42,6 +42,35 @@ def test_only_the_new_module_is_trained_and_it_stays(finished: Path) -> None:
     assert json.loads(call("grow", "--channels", 16).stdout)["module"] == 5
 
 
+def test_on_modules_that_were_trained_together_one_is_trained_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ("--set", "training.epochs=1", "--set", "training.update_every=[1,2,2]")
+    assert call("run", "--recipe", RECIPE, "--run-dir", "run", "--schedule", "simultaneous", *settings).exit_code == 0
+    below = sorted((tmp_path / "run").glob("stages/*/module.safetensors"))
+    before = {path: path.read_bytes() for path in below}
+    assert len(before) == 3
+
+    for number, channels in ((4, 32), (5, 64)):
+        result = json.loads(call("grow", "--channels", channels).stdout)
+        assert result["module"] == number
+        assert result["trained"]["trained_with"] == [number]
+        assert result["trained"]["steps"] == 101 // 16
+    assert {path: path.read_bytes() for path in below} == before
+
+    found = json.loads(call("status").stdout)["modules"]
+    assert [module["stage"]["state"] for module in found] == ["trained"] * 5
+    assert [module["cache"]["state"] for module in found] == ["absent", "absent", "valid", "valid", "absent"]
+    again = json.loads(call("run").stdout)  # all of it is there
+    assert [stage["trained_with"] for stage in again["stages"]] == [[1, 2, 3]] * 3 + [[4], [5]]
+    planned = json.loads(call("plan").stdout)
+    assert [stage["modules"] for stage in planned["stages"]] == [[1, 2, 3], [4], [5]]
+    iterative = json.loads((tmp_path / "run" / "stages" / "4" / "stage.json").read_text())["made_from"]
+    assert iterative["schedule"] == "iterative"
+    assert len(iterative["inputs"]["weights"]) == 3
+
+
 def test_a_module_that_would_change_the_one_below_is_refused(finished: Path) -> None:
     refused = call("grow", "--channels", 16)
     assert refused.exit_code == 2

@@ -15,7 +15,15 @@ from layerwise.data.download import Archive
 from layerwise.data.images import ArrayImages
 from layerwise.data.stl10 import STL10
 from layerwise.errors import DamagedData, NotReady, UsageError
+from layerwise.frozen import stage_record
+from layerwise.methods import with_method
+from layerwise.probe import probe_module, probe_record
+from layerwise.recipe import MethodName
 from layerwise.recipe_loader import load_recipe
+from layerwise.run import open_run
+from layerwise.schedule import run_stage
+from layerwise.setup import Setup
+from tests.conftest import TINY
 
 COUNTS = {"unlabeled": 40, "train": 20, "test": 10}
 
@@ -306,3 +314,28 @@ def test_rows_of_an_array_are_those_asked_for() -> None:
         seed=0,
     )
     assert split.batch(np.array([0, 1]), None)[:, 0, 0, 0].tolist() == pytest.approx([4, 1])
+
+
+@pytest.mark.parametrize("method", ["gim", "supervised"])
+def test_how_many_labelled_pictures_there_are_makes_stale_what_reads_them(
+    method: MethodName, data: Path, tmp_path: Path
+) -> None:
+    def setup_with(**chosen: int) -> Setup:
+        training = TINY.training.model_copy(update={"batch_size": 4, "epochs": 1})
+        recipe = TINY.model_copy(update={"dataset": STL10(crop=16, **chosen), "training": training})
+        return Setup(open_run(tmp_path / "run", with_method(recipe, method)), torch.device("cpu"), data)
+
+    run_stage(setup_with(), 1)
+    probe_module(setup_with(), 1)
+
+    fewer_tests = setup_with(max_test=5)
+    assert stage_record(fewer_tests, 1) is not None
+    assert probe_record(fewer_tests, 1) is None
+    assert probe_module(fewer_tests, 1)["tasks"]["class"]["trained"]["test_samples"] == 5
+    fewer_labels = setup_with(max_probe=10)
+    assert method == "supervised" or probe_record(fewer_labels, 1) is None
+    if method == "gim":
+        assert stage_record(fewer_labels, 1) is not None
+    else:  # they are what it is trained on
+        with pytest.raises(NotReady, match="manifest"):
+            stage_record(fewer_labels, 1)

@@ -1,0 +1,74 @@
+"""`layerwise status` shows what is damaged or missing, and goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from layerwise.cli import main
+
+RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two modules trained, one cache, a probe of each."""
+    monkeypatch.chdir(tmp_path)
+    assert call("stage", "1", "--recipe", RECIPE, "--set", "training.epochs=1").exit_code == 0
+    for command in (["cache", "--module", "1"], ["stage", "2"], ["probe", "--module", "1"], ["probe", "--module", "2"]):
+        assert call(*command).exit_code == 0
+    return tmp_path / "runs" / "tiny"
+
+
+def states(kind: str) -> list[str]:
+    result = call("status", "--json")
+    assert result.exit_code == 0
+    assert call("status").exit_code == 0
+    return [
+        (module[kind] or {"state": "none"}).get("state", "measured") for module in json.loads(result.stdout)["modules"]
+    ]
+
+
+def test_whole(run: Path) -> None:
+    assert states("stage") == ["trained", "trained", "not trained"]
+    assert states("cache") == ["valid", "absent", "absent"]
+    assert states("probe") == ["measured", "measured", "none"]
+
+
+def test_a_damaged_record(run: Path) -> None:
+    path = run / "stages" / "1" / "stage.json"
+    path.write_text(path.read_text().replace('"epochs": 1', '"epochs": 2', 1))
+    assert states("stage") == ["damaged", "unknown", "not trained"]
+    assert states("cache") == ["unknown", "absent", "absent"]
+    assert states("probe") == ["none", "none", "none"]
+    assert call("status").stdout.count("its fields are not those that were written") == 1
+
+
+def test_missing_weights(run: Path) -> None:
+    (run / "stages" / "2" / "module.safetensors").unlink()
+    assert states("stage") == ["trained", "damaged", "not trained"]
+    assert "layerwise stage 2 --fresh" in call("status").stdout
+    assert call("stage", "2", "--fresh").exit_code == 0
+    assert states("stage") == ["trained", "trained", "not trained"]
+
+
+def test_a_damaged_probe_or_checkpoint(run: Path) -> None:
+    (run / "probes" / "1.json").write_text("{")
+    (run / "stages" / "3").mkdir()
+    (run / "stages" / "3" / "checkpoint.json").write_text("[]")
+    assert states("probe") == ["damaged", "measured", "none"]
+    assert states("stage") == ["trained", "trained", "damaged"]
+
+
+def test_a_stale_stage_names_hashes_by_their_first_digits(run: Path) -> None:
+    assert call("stage", "1", "--fresh", "--set", "seed=1").exit_code == 0
+    reason = json.loads(call("status", "--json").stdout)["modules"][1]["stage"]["reason"]
+    assert "inputs.weights: ['" in reason
+    assert max(map(len, reason.replace("'", " ").replace("…", " ").split())) < 64

@@ -1,0 +1,118 @@
+"""SIGINT and SIGTERM in the middle of whatever takes long: exit 75, how to go on, and the same command does."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from layerwise.cli import main
+from layerwise.stopping import Stopping
+
+RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
+TINY = ("--recipe", RECIPE, "--set", "training.epochs=1", "--set", "cache.dtype=uint8")
+FIRST = ("stage", "1", *TINY)
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: int, at: int = 1) -> None:
+    """The signal arrives in the call number `at` of that function."""
+    place = importlib.import_module(f"layerwise.{module}")
+    original, calls = getattr(place, name), []
+
+    def signalled(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if len(calls) == at:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, signalled)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("where", "before", "command"),
+    [
+        (("probe", "_train_linear"), [FIRST], ("probe", "--module", "1")),
+        (("probe", "features"), [FIRST], ("probe", "--module", "1")),
+        (("caching", "_calibrate"), [FIRST], ("cache", "--module", "1")),
+        (("caching", "_as_stored", 3), [FIRST], ("cache", "--module", "1")),
+        (("schedule", "_fit"), [], FIRST),
+        (("checkpoint", "save_tensors"), [], FIRST),
+    ],
+)
+def test_a_signal_ends_it_and_the_same_command_goes_on(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    where: tuple[Any, ...],
+    before: list[tuple[str, ...]],
+    command: tuple[str, ...],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    handler = signal.getsignal(number)
+    for earlier in before:
+        assert call(*earlier).exit_code == 0
+    with monkeypatch.context() as patch:
+        interrupt(patch, *where[:2], number, *where[2:])
+        stopped = call(*command)
+    assert stopped.exit_code == 75
+    assert "goes on" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert signal.getsignal(number) is handler
+    assert call(*command).exit_code == 0
+
+
+def test_looking_through_the_files_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    draw = np.random.default_rng(0)
+    for speaker in ("a", "b"):
+        (tmp_path / "data" / speaker).mkdir(parents=True)
+        for number in range(40):
+            soundfile.write(tmp_path / "data" / speaker / f"{number}.wav", draw.normal(0, 0.1, 4_000), 16_000)
+    command = ("plan", "--recipe", "speech", "--data-dir", "data", "--set", "dataset.window=2000", "--json")
+    with monkeypatch.context() as patch:
+        interrupt(patch, "data.recordings", "_look", signal.SIGINT, at=30)
+        stopped = call(*command)
+    assert json.loads(stopped.stdout)["exit_code"] == stopped.exit_code == 75
+    seen = []
+    recordings = importlib.import_module("layerwise.data.recordings")
+    look = recordings._look
+    monkeypatch.setattr(recordings, "_look", lambda content: seen.append(1) or look(content))
+    call(*command)
+    assert 0 < len(seen) <= 80 - 29 + 4  # four were under way
+
+
+def test_a_download_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    interrupt(monkeypatch, "data.librispeech", "fetch", signal.SIGTERM)
+    stopped = call("stage", "1", "--recipe", "librispeech", "--download", "--data-dir", str(tmp_path / "data"))
+    assert stopped.exit_code == 75
+    assert list((tmp_path / "data").glob("*")) == []
+
+
+def test_a_figure_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    interrupt(monkeypatch, "probe", "_train_linear", signal.SIGTERM)
+    asked = ("reproduce", "figure4", "--recipe", RECIPE, "--set", "training.epochs=1")
+    assert call(*asked).exit_code == 75
+
+
+def test_a_wish_is_heard_behind_the_last_step_too() -> None:
+    stopping = Stopping()
+    with pytest.raises(KeyboardInterrupt), stopping.at_steps():  # noqa: PT012 - raised behind the block
+        assert stopping.ask()
+        assert stopping()
+    with pytest.raises(KeyboardInterrupt):
+        stopping.ask()
