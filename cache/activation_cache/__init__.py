@@ -14,6 +14,8 @@ from __future__ import annotations
 
 from .batches import CachedBatch
 from .budget import available, estimate, measured_ratio, reserve, slot_samples
+from .canonical import digest
+from .creation import create, remove
 from .errors import (
     AlreadyCommitted,
     CacheError,
@@ -26,15 +28,15 @@ from .errors import (
     Stale,
     StoreError,
 )
-from .key import FORMAT, differences, digest, make_key
-from .layout import SplitSpec, Storage
+from .key import differences, make_key
+from .layout import FORMAT, SplitSpec, Storage
 from .order import epoch_order
 from .quantise import Calibration, calibrate
 from .reader import Cache, Split, open_cache
 from .repair import repair
 from .verify import Report, Status, inspect, verify
 from .window import Filler, JoinedSplits, Window
-from .writer import CacheWriter, create, remove
+from .writer import CacheWriter
 
 __all__ = [
     "FORMAT",

@@ -7,30 +7,15 @@ cache can say which field differs.
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from collections.abc import Mapping
+from typing import TypeAlias
 
+from .canonical import Json, canonical
 from .errors import FormatError
+from .layout import FORMAT, Storage
 
-if TYPE_CHECKING:
-    from .layout import Storage
-
-Json: TypeAlias = "bool | int | float | str | Sequence[Json] | Mapping[str, Json] | None"
 Key: TypeAlias = "dict[str, Json]"
-
-FORMAT = 1  # the version of the layout that README.md describes
-
-
-def canonical(value: Json) -> bytes:
-    """The one spelling of a JSON value: sorted keys, no white space, ASCII. NaN and infinity are refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
-
-
-def digest(fields: Mapping[str, Json]) -> str:
-    """The sha256 (64 hex digits) of a mapping's canonical JSON."""
-    return hashlib.sha256(canonical(fields)).hexdigest()
 
 
 def make_key(fields: Mapping[str, Json], storage: Storage) -> Key:

@@ -11,12 +11,14 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from .canonical import Json
 from .errors import FormatError
-from .key import FORMAT, Json, Key
 from .quantise import Calibration
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "uint8"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd"]
+
+FORMAT = 1  # the version of what README.md describes
 
 STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "uint8": "uint8"}  # numpy and Zarr name
 LABELS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
@@ -152,7 +154,7 @@ def grid(spec: SplitSpec, storage: Storage) -> Grid:
 class Plan:
     """What a cache is to hold, fixed when it is created: everything a writer needs to go on, or a reader to read."""
 
-    key: Key
+    key: dict[str, Json]
     storage: Storage
     splits: tuple[SplitSpec, ...]
     calibration: Calibration | None = None

@@ -15,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
+from .canonical import Json, digest
 from .errors import Damaged, FormatError, Stale
-from .key import Json, Key, describe, differences, digest
+from .key import Key, describe, differences
 from .layout import PLAN, SplitSpec, Storage, grid
 from .order import Indices, epoch_order, rank_slice, windowed_order
 from .quantise import Calibration, dequantise, from_bfloat16

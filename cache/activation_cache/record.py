@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .canonical import Json, canonical, digest
 from .errors import Damaged, FormatError, NotCommitted
-from .key import FORMAT, Json, canonical, digest
-from .layout import COMMIT, PLAN, Plan, SplitSpec, grid, journal_path, shard_path
+from .layout import COMMIT, FORMAT, PLAN, Plan, SplitSpec, grid, journal_path, shard_path
 from .store import Store
 
 _NAME = "activation-cache"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import key, layout
+from . import layout
+from .canonical import digest
 from .layout import Plan, SplitSpec
 from .record import Entry
 from .shard import CRC_BYTES, crc32c
@@ -25,7 +26,7 @@ def side_files(plan: Plan, entries: Mapping[tuple[str, int], Sequence[Entry]]) -
     for spec in plan.splits:
         views = [entries[spec.name, view] for view in range(spec.views)]
         _split_files(plan, spec, views, files)
-    files["zarr.json"] = layout.group_metadata(layout.root_attributes(plan, key.digest(plan.key)))
+    files["zarr.json"] = layout.group_metadata(layout.root_attributes(plan, digest(plan.key)))
     return files
 
 

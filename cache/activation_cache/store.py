@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from .errors import DoesNotFit, Locked
 from .shard import Bytes
 
+TEMPORARY = ".tmp"  # how the names of files end that are not whole yet
 _VECTOR = 1024  # buffers in one writev
 
 
@@ -120,7 +121,7 @@ class LocalStore:
 
     def _put(self, path: str, parts: Sequence[Bytes | bytes], publish: Callable[[Path, Path], None]) -> None:
         target = self.root / path
-        temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+        temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
         try:
             new_folders = _make_folders(target.parent)
             try:
@@ -243,3 +244,10 @@ def open_store(location: str | Path | Store) -> Store:
     from .remote import RemoteStore
 
     return RemoteStore(str(location))
+
+
+def sweep(store: Store) -> None:
+    """Removes what a killed writer left half-written."""
+    for path, _ in list(store.list()):
+        if path.endswith(TEMPORARY):
+            store.delete(path)

@@ -9,8 +9,9 @@ from typing import Literal
 
 import numpy as np
 
+from .canonical import Json
 from .errors import CacheError, Damaged, NotCommitted, Stale
-from .key import Json, Key
+from .key import Key
 from .layout import COMMIT, RECORD, grid
 from .reader import Cache, check_files, check_key
 from .record import finished_shards, read_commit, read_plan, sha256

@@ -21,15 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from .batches import Allocate, CachedBatch, iterate
+from .canonical import Json
+from .creation import create
 from .errors import FormatError
-from .key import Json, Key, make_key
+from .key import Key, make_key
 from .layout import SplitSpec, Storage
 from .order import Indices, epoch_order, rank_slice
 from .quantise import Calibration
 from .reader import KeepsBuffers, Split, open_cache
 from .sources import JoinedSource
 from .verify import inspect
-from .writer import CacheWriter, create
+from .writer import CacheWriter
 
 Array = npt.NDArray[Any]
 

@@ -11,164 +11,23 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from . import key as keys
-from .errors import AlreadyCommitted, DoesNotFit, FormatError, InvalidSamples, NotCommitted, Stale
-from .key import Json, Key
-from .layout import COMMIT, PLAN, RECORD, Grid, Plan, SplitSpec, Storage, grid, journal_path, settled
+from .errors import AlreadyCommitted, DoesNotFit, InvalidSamples, NotCommitted
+from .filling import Filling, Track, plain_labels
+from .key import Key
+from .layout import COMMIT, PLAN, Plan, grid, journal_path
 from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
-from .record import Commit, Entry, create_plan, finished_shards, read_plan, sha256, shard_file
+from .record import Commit, Entry, finished_shards, sha256, shard_file
 from .shard import encode
 from .sides import side_files
-from .store import Store, open_store
+from .store import Store, sweep
 
 Array = npt.NDArray[Any]
-
-
-def create(
-    location: str | Path | Store,
-    key: Key,
-    splits: Sequence[SplitSpec],
-    storage: Storage,
-    *,
-    calibration: Calibration | Callable[[], Calibration] | None = None,
-    replace: bool = False,
-    rank: int = 0,
-    world_size: int = 1,
-    reserve: int = 0,
-    threads: int = 1,
-) -> CacheWriter:
-    """A writer for the cache at `location`: a new one, or one that goes on with an unfinished cache of the same key.
-
-    An unfinished cache is continued as it was planned: its codec, shard sizes and calibration stay (a callable
-    `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
-    each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
-    rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
-
-    Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
-    while another process writes it, FormatError for a key that make_key did not make, or for uint8 without calibration.
-    """
-    if key.get("format") != keys.FORMAT or key.get("dtype") != storage.dtype:
-        raise FormatError("the key has no `format` and `dtype` that fit this storage; make it with make_key")
-    if not 0 <= rank < world_size:
-        raise FormatError(f"rank {rank} is not one of {world_size} ranks, counted from 0")
-    store = open_store(location)
-    release = store.lock(rank, world_size)
-    try:
-        if replace and rank == 0:
-            _wipe(store)
-        elif store.size(COMMIT) is not None:
-            raise AlreadyCommitted(f"{store.location} holds a finished cache; open it, or replace it explicitly")
-        splits = tuple(settled(spec, storage) for spec in splits)
-        plan = read_plan(store)
-        if plan is None:
-            scales = calibration() if callable(calibration) else calibration
-            if (storage.dtype == "uint8") != (scales is not None):
-                raise FormatError("uint8 is stored with a calibration (see `calibrate`), the other dtypes without one")
-            plan = Plan(key, storage, splits, scales)
-            _check_calibration(plan)
-            if not create_plan(store, plan):  # another writer was faster, on a store that knows no locks
-                plan = read_plan(store)
-        else:
-            if world_size == 1:
-                _sweep(store)
-        assert plan is not None
-        _check_same(plan, key, splits, store.location)
-        return CacheWriter(store, plan, release, rank, world_size, reserve, threads)
-    except BaseException:
-        release()
-        raise
-
-
-def _wipe(store: Store) -> None:
-    store.delete(COMMIT)  # first, so that a half-removed cache is not taken for a whole one
-    for path, _ in list(store.list()):
-        if not path.startswith(f"{RECORD}/lock") and path != PLAN:
-            store.delete(path)
-    store.delete(PLAN)
-    store.clear()
-
-
-def remove(location: str | Path | Store) -> None:
-    """Removes whatever cache lies at a location, with its directory. Raises Locked while it is being written."""
-    store = open_store(location)
-    if next(store.list(), None) is None:
-        return
-    release = store.lock(0, 1)
-    try:
-        _wipe(store)
-        for path, _ in list(store.list()):  # the locks
-            store.delete(path)
-        store.clear()
-    finally:
-        release()
-
-
-def _sweep(store: Store) -> None:
-    """Removes what a killed writer left half-written."""
-    for path, _ in list(store.list()):
-        if path.endswith(".tmp"):
-            store.delete(path)
-
-
-def _check_calibration(plan: Plan) -> None:
-    if plan.calibration is None:
-        return
-    for spec in plan.splits:
-        axis, channels = plan.calibration.axis, len(plan.calibration.scale)
-        if not 0 <= axis < len(spec.shape) or spec.shape[axis] != channels:
-            raise FormatError(
-                f"the calibration has {channels} channels on axis {axis}, and split {spec.name!r} shape {spec.shape}"
-            )
-
-
-def _check_same(plan: Plan, key: Mapping[str, Json], splits: Sequence[SplitSpec], location: str) -> None:
-    different = keys.differences(plan.key, key)
-
-    def facts(spec: SplitSpec) -> Json:
-        return [spec.samples, list(spec.shape), dict(spec.labels), spec.views, spec.longest]
-
-    old, new = {s.name: facts(s) for s in plan.splits}, {s.name: facts(s) for s in splits}
-    different.update({f"split {name}": pair for name, pair in keys.differences(old, new).items()})
-    if different:
-        raise Stale(
-            f"{location} holds an unfinished cache of something else: {keys.describe(different)}; "
-            "replace it explicitly, or choose another place",
-            different,
-        )
-
-
-@dataclass
-class _Open:
-    """A shard being filled: rows in `buffer`, raw bytes that `dtype` says how to read."""
-
-    shard: int
-    samples: range
-    buffer: npt.NDArray[np.uint8]
-    dtype: np.dtype[Any]
-    rows: int = 0
-    ids: list[str] = field(default_factory=list)
-    lengths: list[int] = field(default_factory=list)
-    labels: dict[str, list[Any]] = field(default_factory=dict)
-
-
-@dataclass
-class _Track:
-    """One view of one split: which of this rank's shards are still to come, and the one being filled."""
-
-    spec: SplitSpec
-    view: int
-    grid: Grid
-    pending: list[int]
-    seen: set[str]
-    open: _Open | None = None
 
 
 class CacheWriter:
@@ -190,7 +49,7 @@ class CacheWriter:
         self._store, self._plan, self._release = store, plan, release
         self._rank, self._world_size, self._reserve = rank, world_size, reserve
         self._closed = False
-        self._tracks: dict[tuple[str, int], _Track] = {}
+        self._tracks: dict[tuple[str, int], Track] = {}
         self._saturated: dict[str, int] = {}
         for spec in plan.splits:
             g = grid(spec, plan.storage)
@@ -201,7 +60,7 @@ class CacheWriter:
                 before = sum(entry.saturated for entry in finished.values())
                 self._saturated[spec.name] = self._saturated.get(spec.name, 0) + before
                 seen = {name for entry in finished.values() for name in entry.ids}
-                self._tracks[spec.name, view] = _Track(spec, view, g, pending, seen)
+                self._tracks[spec.name, view] = Track(spec, view, g, pending, seen)
         self._jobs: list[Future[tuple[str, int]]] = []
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cache-writer")
         # One buffer to fill while each thread empties another; they are made when first needed and then reused.
@@ -231,18 +90,7 @@ class CacheWriter:
 
     def pending(self, split: str, view: int = 0) -> list[range]:
         """The samples this rank has still to append, as ranges in the order in which `append` expects them."""
-        track = self._track(split, view)
-        ranges: list[range] = []
-        start = track.open.samples.start + len(track.open.ids) if track.open else None
-        for shard in ([track.open.shard] if track.open else []) + track.pending:
-            samples = track.grid.shard_range(shard)
-            if start is not None:
-                samples, start = range(start, samples.stop), None
-            if ranges and ranges[-1].stop == samples.start:
-                ranges[-1] = range(ranges[-1].start, samples.stop)
-            else:
-                ranges.append(samples)
-        return ranges
+        return self._track(split, view).pending()
 
     def done(self, split: str, view: int = 0) -> int:
         """Samples of this split's view that need not be appended any more: by one rank, writing goes on there."""
@@ -268,23 +116,18 @@ class CacheWriter:
         disk (DoesNotFit, OSError).
         """
         self._raise_failures()
-        track = self._track(split, view)
-        rows = self._check(track, values, ids, labels or {})
+        track, labels = self._track(split, view), labels or {}
+        if self._closed:
+            raise InvalidSamples(f"split {split!r}, view {view}: the writer is closed")
+        rows = track.rows_of(values, ids, labels, self._plan.storage)
         at = 0
         while at < len(ids):
-            if track.open is None:
-                self._open_next(track, rows[0].dtype if isinstance(rows, list) else rows.dtype)
-            filling = track.open
-            assert filling is not None
-            take = min(len(ids) - at, len(filling.samples) - len(filling.ids))
-            _fill(track, filling, rows[at : at + take])
-            filling.ids += ids[at : at + take]
-            if view == 0:
-                for name, dtype in track.spec.labels.items():
-                    kept = (labels or {})[name][at : at + take]
-                    filling.labels.setdefault(name, []).extend(_plain(kept, dtype))
-            at += take
-            if len(filling.ids) == len(filling.samples):
+            filling = track.open or self._open_next(track, rows[0].dtype if isinstance(rows, list) else rows.dtype)
+            part = slice(at, at + len(filling.samples) - len(filling.ids))
+            kept = track.spec.labels if view == 0 else {}
+            filling.add(rows[part], ids[part], {name: plain_labels(labels[name][part], kept[name]) for name in kept})
+            at += len(ids[part])
+            if filling.whole:
                 track.open = None
                 self._jobs.append(self._pool.submit(self._finish, track, filling))
 
@@ -312,7 +155,7 @@ class CacheWriter:
             entries[split, view] = [found[shard] for shard in range(track.grid.shards)]
             if [e.ids for e in entries[split, view]] != [e.ids for e in entries[split, 0]]:
                 raise InvalidSamples(f"split {split!r}: view {view} has other ids, or another order, than view 0")
-        _sweep(self._store)
+        sweep(self._store)
         sides = side_files(self._plan, entries)
         for path, data in sides.items():
             self._store.write(path, [data])
@@ -349,60 +192,14 @@ class CacheWriter:
             if error is None:  # otherwise the first error is the one to be told
                 raise
 
-    def _track(self, split: str, view: int) -> _Track:
+    def _track(self, split: str, view: int) -> Track:
         spec = self._plan.split(split)
         if not 0 <= view < spec.views:
             raise InvalidSamples(f"split {split!r} has {spec.views} view(s), counted from 0; there is no view {view}")
         return self._tracks[split, view]
 
-    def _check(
-        self, track: _Track, values: Array | Sequence[Array], ids: Sequence[str], labels: Mapping[str, Any]
-    ) -> Array | list[Array]:
-        """The samples as rows that can be copied into a shard, once everything about them is in order."""
-        spec, name = track.spec, f"split {track.spec.name!r}, view {track.view}"
-        if self._closed:
-            raise InvalidSamples(f"{name}: the writer is closed")
-        left = sum(map(len, self.pending(spec.name, track.view)))
-        if len(ids) > left:
-            raise InvalidSamples(f"{name}: {len(ids)} samples were appended, and only {left} are still to come")
-        wanted = set(spec.labels) if track.view == 0 else set()
-        if (set(labels) != wanted and track.view == 0) or not set(labels) <= set(spec.labels):
-            raise InvalidSamples(f"{name}: labels {sorted(labels)} were given, {sorted(spec.labels)} are wanted")
-        for what, given in (("values", values), *labels.items()):
-            if len(given) != len(ids):
-                raise InvalidSamples(f"{name}: {len(ids)} ids were given, and {len(given)} {what}")
-        for one in ids:
-            if one in track.seen:
-                raise InvalidSamples(f"{name}: the id {one!r} was appended before; is the position right?")
-            track.seen.add(one)
-        rows: Array | list[Array]
-        if track.grid.ragged_axis is None:
-            rows = np.asarray(values)
-            if rows.shape[1:] != spec.shape:
-                raise InvalidSamples(f"{name}: samples have shape {spec.shape}, got {rows.shape[1:]}")
-            dtypes = {rows.dtype}
-        else:
-            rows = []
-            for one, value in zip(ids, values, strict=True):
-                array = np.asarray(value)
-                fits = array.ndim == len(spec.shape) and all(
-                    have == want if want is not None else have <= (spec.longest or 0)
-                    for have, want in zip(array.shape, spec.shape, strict=True)
-                )
-                if not fits:
-                    raise InvalidSamples(
-                        f"{name}: sample {one!r} has shape {array.shape}; planned is {spec.shape} with at most "
-                        f"{spec.longest} on the ragged axis"
-                    )
-                rows.append(np.moveaxis(array, track.grid.ragged_axis, 0))
-            dtypes = {row.dtype for row in rows}
-        for dtype in dtypes:
-            if dtype.kind != "f" and dtype != self._plan.storage.stored:
-                raise InvalidSamples(f"{name}: {dtype} cannot be stored as {self._plan.storage.dtype}")
-        return rows
-
-    def _open_next(self, track: _Track, dtype: np.dtype[Any]) -> None:
-        shard = track.pending.pop(0)
+    def _open_next(self, track: Track, dtype: np.dtype[Any]) -> Filling:
+        shard = track.shards.pop(0)
         buffer = self._buffers.get()
         storage = self._plan.storage
         # Converted in the background, not while the caller waits; except from float64, which nobody computes in.
@@ -410,16 +207,17 @@ class CacheWriter:
         size = track.grid.shard_rows * int(np.prod(track.grid.row_shape, dtype=np.int64)) * stage.itemsize
         if buffer is None or len(buffer) < size:
             buffer = np.empty(size, np.uint8)
-        track.open = _Open(shard, track.grid.shard_range(shard), buffer, stage)
+        track.open = Filling(shard, track.grid.shard_range(shard), track.grid, buffer, stage)
+        return track.open
 
-    def _finish(self, track: _Track, filled: _Open) -> tuple[str, int]:
+    def _finish(self, track: Track, filled: Filling) -> tuple[str, int]:
         """In a thread of the pool: converts, encodes and writes one shard, then its journal entry.
 
         Returns the split and how many numbers saturated.
         """
         try:
             storage, g = self._plan.storage, track.grid
-            rows = _rows(track, filled, 0, filled.rows)
+            rows = filled.rows()
             saturated = 0
             if filled.dtype != storage.stored:
                 stored = np.empty(rows.shape, storage.stored)
@@ -429,14 +227,14 @@ class CacheWriter:
                 elif storage.dtype == "bfloat16":
                     to_bfloat16(rows, stored)
                 else:
-                    with np.errstate(over="ignore"):  # what overflows becomes infinite, and is refused below
+                    with np.errstate(over="ignore"):  # as in Filling.add
                         np.copyto(stored, rows, casting="same_kind")
                 rows = stored
             bad = first_not_finite(rows, storage.dtype)
             if bad is not None:
-                at = bad if g.ragged_axis is None else int(np.searchsorted(np.cumsum(filled.lengths), bad, "right"))
                 raise InvalidSamples(
-                    f"split {track.spec.name!r}: sample {filled.ids[at]!r} has values not finite in {storage.dtype}"
+                    f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in "
+                    f"{storage.dtype}"
                 )
             encoded = encode(rows, storage, g.chunk_rows, g.chunks_per_shard)
             path = shard_file(self._plan, track.spec, track.view, filled.shard)
@@ -474,40 +272,6 @@ class CacheWriter:
     def _count(self, job: Future[tuple[str, int]]) -> None:
         split, saturated = job.result()
         self._saturated[split] += saturated
-
-
-def _rows(track: _Track, filling: _Open, start: int, stop: int) -> Array:
-    """Rows [start, stop) of a shard's buffer, (rows, *row_shape)."""
-    row = int(np.prod(track.grid.row_shape, dtype=np.int64))
-    flat = filling.buffer.view(filling.dtype) if len(filling.buffer) % filling.dtype.itemsize == 0 else None
-    if flat is None:
-        usable = len(filling.buffer) // filling.dtype.itemsize * filling.dtype.itemsize
-        flat = filling.buffer[:usable].view(filling.dtype)
-    return flat[start * row : stop * row].reshape(stop - start, *track.grid.row_shape)
-
-
-def _fill(track: _Track, filling: _Open, samples: Array | list[Array]) -> None:
-    with np.errstate(over="ignore"):  # as below, in _finish
-        for rows in [samples] if isinstance(samples, np.ndarray) else samples:
-            np.copyto(_rows(track, filling, filling.rows, filling.rows + len(rows)), rows, casting="same_kind")
-            filling.rows += len(rows)
-            if not isinstance(samples, np.ndarray):
-                filling.lengths.append(len(rows))
-
-
-def _plain(values: Any, dtype: str) -> list[Any]:
-    """Labels as plain numbers for the journal, exactly as `dtype` holds them. Raises InvalidSamples where it cannot."""
-
-    def convert(value: Any, ndim: int) -> list[Any]:
-        given = np.asarray(value)
-        kept = given.astype(dtype.removesuffix("[]"))
-        exact = kept.dtype.kind == "f" or np.array_equal(given, kept)  # floats may round, integers may not wrap
-        if given.ndim != ndim or not exact:
-            raise InvalidSamples(f"labels {given.ravel()[:8]}… of shape {given.shape} are not what {dtype} holds")
-        plain: list[Any] = kept.tolist()
-        return plain
-
-    return [convert(value, 1) for value in values] if dtype.endswith("[]") else convert(values, 1)
 
 
 def _for_rows(calibration: Calibration, ragged_axis: int | None) -> Calibration:

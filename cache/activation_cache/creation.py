@@ -1,0 +1,123 @@
+"""Beginning to write a cache, or going on with one; and removing it.
+
+What lies at the place decides: nothing, an unfinished cache of the same plan, one of another, or a finished one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from .canonical import Json
+from .errors import AlreadyCommitted, FormatError, Stale
+from .key import Key, describe, differences
+from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, Storage, settled
+from .quantise import Calibration
+from .record import create_plan, read_plan
+from .store import Store, open_store, sweep
+from .writer import CacheWriter
+
+
+def create(
+    location: str | Path | Store,
+    key: Key,
+    splits: Sequence[SplitSpec],
+    storage: Storage,
+    *,
+    calibration: Calibration | Callable[[], Calibration] | None = None,
+    replace: bool = False,
+    rank: int = 0,
+    world_size: int = 1,
+    reserve: int = 0,
+    threads: int = 1,
+) -> CacheWriter:
+    """A writer for the cache at `location`: a new one, or one that goes on with an unfinished cache of the same key.
+
+    An unfinished cache is continued as it was planned: its codec, shard sizes and calibration stay (a callable
+    `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
+    each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
+    rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
+
+    Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
+    while another process writes it, FormatError for a key that make_key did not make, or for uint8 without calibration.
+    """
+    if key.get("format") != FORMAT or key.get("dtype") != storage.dtype:
+        raise FormatError("the key has no `format` and `dtype` that fit this storage; make it with make_key")
+    if not 0 <= rank < world_size:
+        raise FormatError(f"rank {rank} is not one of {world_size} ranks, counted from 0")
+    store = open_store(location)
+    release = store.lock(rank, world_size)
+    try:
+        if replace and rank == 0:
+            _wipe(store)
+        elif store.size(COMMIT) is not None:
+            raise AlreadyCommitted(f"{store.location} holds a finished cache; open it, or replace it explicitly")
+        splits = tuple(settled(spec, storage) for spec in splits)
+        plan = read_plan(store)
+        if plan is None:
+            scales = calibration() if callable(calibration) else calibration
+            if (storage.dtype == "uint8") != (scales is not None):
+                raise FormatError("uint8 is stored with a calibration (see `calibrate`), the other dtypes without one")
+            plan = Plan(key, storage, splits, scales)
+            _check_calibration(plan)
+            if not create_plan(store, plan):  # another writer was faster, on a store that knows no locks
+                plan = read_plan(store)
+        elif world_size == 1:
+            sweep(store)
+        assert plan is not None
+        _check_same(plan, key, splits, store.location)
+        return CacheWriter(store, plan, release, rank, world_size, reserve, threads)
+    except BaseException:
+        release()
+        raise
+
+
+def _wipe(store: Store) -> None:
+    store.delete(COMMIT)  # first, so that a half-removed cache is not taken for a whole one
+    for path, _ in list(store.list()):
+        if not path.startswith(f"{RECORD}/lock") and path != PLAN:
+            store.delete(path)
+    store.delete(PLAN)
+    store.clear()
+
+
+def remove(location: str | Path | Store) -> None:
+    """Removes whatever cache lies at a location, with its directory. Raises Locked while it is being written."""
+    store = open_store(location)
+    if next(store.list(), None) is None:
+        return
+    release = store.lock(0, 1)
+    try:
+        _wipe(store)
+        for path, _ in list(store.list()):  # the locks
+            store.delete(path)
+        store.clear()
+    finally:
+        release()
+
+
+def _check_calibration(plan: Plan) -> None:
+    if plan.calibration is None:
+        return
+    for spec in plan.splits:
+        axis, channels = plan.calibration.axis, len(plan.calibration.scale)
+        if not 0 <= axis < len(spec.shape) or spec.shape[axis] != channels:
+            raise FormatError(
+                f"the calibration has {channels} channels on axis {axis}, and split {spec.name!r} shape {spec.shape}"
+            )
+
+
+def _check_same(plan: Plan, key: Mapping[str, Json], splits: Sequence[SplitSpec], location: str) -> None:
+    different = differences(plan.key, key)
+
+    def facts(spec: SplitSpec) -> Json:
+        return [spec.samples, list(spec.shape), dict(spec.labels), spec.views, spec.longest]
+
+    old, new = {s.name: facts(s) for s in plan.splits}, {s.name: facts(s) for s in splits}
+    different.update({f"split {name}": pair for name, pair in differences(old, new).items()})
+    if different:
+        raise Stale(
+            f"{location} holds an unfinished cache of something else: {describe(different)}; "
+            "replace it explicitly, or choose another place",
+            different,
+        )
