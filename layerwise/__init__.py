@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.caching import open_cache, write_cache
+    from layerwise.caching import write_cache
     from layerwise.frozen import load_frozen
+    from layerwise.module_cache import open_cache
     from layerwise.nets.module import Encoded, Module
     from layerwise.objectives.objective import Context, Objective
     from layerwise.probe import probe_module
@@ -42,8 +43,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "caching": ("open_cache", "write_cache"),
+    "caching": ("write_cache",),
     "frozen": ("load_frozen",),
+    "module_cache": ("open_cache",),
     "nets.module": ("Encoded", "Module"),
     "objectives.objective": ("Context", "Objective"),
     "probe": ("probe_module",),

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from layerwise.caching import nearest_inputs
 from layerwise.data.dataset import UNKNOWN
 from layerwise.errors import NotReady, UsageError
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stage
+from layerwise.inputs import nearest_inputs
 from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe

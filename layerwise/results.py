@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 import activation_cache
-from layerwise.caching import cache_key, cached, describe_cache
+from layerwise.cache_report import describe_cache
 from layerwise.errors import DamagedData, NotReady
 from layerwise.frozen import stage_record
+from layerwise.module_cache import cache_key, cached
 from layerwise.probe import probe_record
 from layerwise.run import Run, read_lines
 from layerwise.setup import Setup

@@ -8,11 +8,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from layerwise import memory
-from layerwise.caching import cached, stage_inputs, write_cache
+from layerwise.caching import write_cache
 from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
+from layerwise.inputs import stage_inputs
+from layerwise.module_cache import cached
 from layerwise.noise import NoisyFeed
 from layerwise.plan import require_fit
 from layerwise.probe import probe_fixed, probe_module

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.caching import stage_inputs, write_cache
+from layerwise.caching import write_cache
 from layerwise.data.stl10 import STL10
 from layerwise.feeds import read_ahead
+from layerwise.inputs import stage_inputs
 from layerwise.recipe_loader import apply_overrides
 from layerwise.run import open_run
 from layerwise.schedule import run_stage

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from layerwise.caching import stage_inputs, write_cache
+from layerwise.caching import write_cache
 from layerwise.feeds import HOST
+from layerwise.inputs import stage_inputs
 from layerwise.noise import NoisyFeed
 from layerwise.schedule import run_stage
 from layerwise.setup import Setup

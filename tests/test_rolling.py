@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import activation_cache
-from layerwise.caching import cached, stage_inputs, write_cache
+from layerwise.caching import write_cache
 from layerwise.errors import StoppedEarly, WillNotFit
+from layerwise.inputs import stage_inputs
+from layerwise.module_cache import cached
 from layerwise.rolling import read_rolling
 from layerwise.schedule import run_stage
 from layerwise.storage import read_json

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 import activation_cache
-from layerwise.caching import nearest_inputs, open_cache, stage_inputs, write_cache
+from layerwise.caching import write_cache
 from layerwise.data.dataset import UNKNOWN
 from layerwise.data.voices import Voices
 from layerwise.errors import StoppedEarly
 from layerwise.frozen import load_frozen
+from layerwise.inputs import nearest_inputs, stage_inputs
 from layerwise.methods import with_method
+from layerwise.module_cache import open_cache
 from layerwise.nets.speech import GRUContext, SpeechEncoder
 from layerwise.objectives.frame_infonce import FrameInfoNCE
 from layerwise.objectives.objective import Context

@@ -50,7 +50,10 @@ def calibrate(batches: Iterable[Array], channel_axis: int = 0) -> Calibration:
 
     `channel_axis` counts within one sample. A channel is stored as value / scale with scale = max / 255, or over
     [min, max] where a negative value was seen. Values outside the range seen here saturate when they are written, and
-    the writer counts them. Raises InvalidSamples without batches, or on values that are not finite.
+    the writer counts them: take samples from all over the data, and several hundred where a sample has but one number
+    a channel (of pooled features, 64 samples leave more than twice the error of 1024).
+
+    Raises InvalidSamples without batches, or on values that are not finite.
     """
     low: Array | None = None
     high: Array | None = None

@@ -13,6 +13,7 @@ from .canonical import Json
 from .errors import CacheError, Damaged, NotCommitted, Stale
 from .key import Key
 from .layout import COMMIT, RECORD, grid
+from .quantise import Calibration
 from .reader import Cache, check_files, check_key
 from .record import finished_shards, read_commit, read_plan, sha256
 from .sources import Shards
@@ -21,11 +22,12 @@ from .store import Store, open_store
 
 @dataclass(frozen=True)
 class Status:
-    """state   absent; partial (to be continued); valid; stale (made from something else); damaged
-    reason     what is behind it, for people; empty when valid
-    bytes      on disk
-    samples    split -> samples there (of all of its views, the fewest)
-    key        what it was made from, as far as that is known
+    """state      absent; partial (to be continued); valid; stale (made from something else); damaged
+    reason        what is behind it, for people; empty when valid
+    bytes         on disk
+    samples       split -> samples there (of all of its views, the fewest)
+    key           what it was made from, as far as that is known
+    calibration   for uint8; of a partial cache, what it was begun with and will be gone on with
     """
 
     state: Literal["absent", "partial", "valid", "stale", "damaged"]
@@ -33,6 +35,7 @@ class Status:
     bytes: int
     samples: Mapping[str, int]
     key: Key | None
+    calibration: Calibration | None = None
 
 
 def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None) -> Status:
@@ -50,10 +53,10 @@ def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None)
     try:
         check_key(plan.key, key, store.location)
     except Stale as error:
-        return Status("stale", str(error), size, samples, plan.key)
+        return Status("stale", str(error), size, samples, plan.key, plan.calibration)
     damaged = check_files(store, commit)
     reason = "; ".join(f"{path} {why}" for path, why in damaged.items())
-    return Status("damaged" if damaged else "valid", reason, size, samples, plan.key)
+    return Status("damaged" if damaged else "valid", reason, size, samples, plan.key, plan.calibration)
 
 
 def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason: str) -> Status:
@@ -71,8 +74,8 @@ def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason:
     try:
         check_key(plan.key, key, store.location)
     except Stale as error:
-        return Status("stale", str(error), size, samples, plan.key)
-    return Status("partial", reason, size, samples, plan.key)
+        return Status("stale", str(error), size, samples, plan.key, plan.calibration)
+    return Status("partial", reason, size, samples, plan.key, plan.calibration)
 
 
 @dataclass(frozen=True)

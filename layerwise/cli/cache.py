@@ -25,7 +25,9 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         raise click.UsageError("give --module N, alone or with --repair; or --prune, which looks at all modules")
     with setup_for(options, purpose="cache --prune" if prune else f"cache {number}") as setup:
         import activation_cache
-        from layerwise.caching import cached, describe_cache, repair_cache, stale_caches, write_cache
+        from layerwise.cache_report import describe_cache, stale_caches
+        from layerwise.caching import repair_cache, write_cache
+        from layerwise.module_cache import cached
         from layerwise.render.tables import cache_table, prune_table, repair_table
 
         if prune:

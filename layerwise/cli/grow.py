@@ -46,7 +46,8 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
     together = depth if recipe.schedule == "simultaneous" and recipe.together is None else None
     grown = dataclasses.replace(options.override(**{"network.groups": groups, "together": together}), run_dir=folder)
     with setup_for(grown, purpose="grow") as setup:
-        from layerwise.caching import cached, write_cache
+        from layerwise.caching import write_cache
+        from layerwise.module_cache import cached
         from layerwise.probe import probe_module
         from layerwise.render.tables import probe_table
         from layerwise.schedule import run_stage

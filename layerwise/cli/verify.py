@@ -15,7 +15,7 @@ from layerwise.cli.common import Options, emit, options, setup_for
 def command(options: Options) -> None:
     """Read every byte of a run's caches and frozen modules, and name whatever is damaged. Exits 65 if anything is."""
     with setup_for(options, purpose="verify", writes=False) as setup:
-        from layerwise.caching import verify_caches
+        from layerwise.cache_report import verify_caches
         from layerwise.errors import DamagedData
         from layerwise.frozen import verify_stages
         from layerwise.render.tables import verify_table

@@ -1,0 +1,72 @@
+"""What is known of a run's caches: where they lie and what they hold, which are stale, which are damaged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import activation_cache
+from layerwise.errors import NotReady
+from layerwise.module_cache import cache_errors, cache_key, open_cache
+from layerwise.setup import Setup
+
+
+def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
+    """Where a cache lies, its bytes, and what each split holds."""
+    cache = open_cache(setup, number)
+    splits = {
+        name: {
+            "samples": split.samples,
+            "views": split.views,
+            "shape": list(split.shape),
+            "dtype": split.storage.dtype,
+            "codec": split.storage.codec,
+        }
+        for name, split in cache.splits.items()
+    }
+    location = setup.run.cache(number)
+    return {
+        "module": number,
+        "location": str(location),
+        "bytes": activation_cache.inspect(location).bytes,
+        "splits": splits,
+    }
+
+
+def stale_caches(setup: Setup) -> dict[int, str]:
+    """Module number to reason, for each cache of the run that no stage will ever read again."""
+    found = {}
+    numbers = {int(path.name) for path in setup.run.caches.glob("*") if path.name.isdigit()}
+    for number in sorted(numbers | set(range(1, setup.depth + 1))):
+        location = setup.run.cache(number)
+        if activation_cache.inspect(location).state == "absent":
+            continue
+        if number > setup.depth:
+            found[number] = f"{location} is of module {number}, and the recipe has {setup.depth}"
+            continue
+        try:
+            status = activation_cache.inspect(location, cache_key(setup, number))
+        except NotReady as error:
+            found[number] = f"{location}: {error}"
+            continue
+        if status.state == "stale":
+            found[number] = status.reason
+    return found
+
+
+def verify_caches(setup: Setup) -> list[dict[str, Any]]:
+    """Read every byte of every cache of the run. `damaged`: path to what is wrong with it; `unexpected`: files that
+    no writer of a cache put there.
+    """
+    found = []
+    for number in range(1, setup.depth + 1):
+        window = sorted(setup.run.window(number).glob("slot-*"))
+        for location in (setup.run.cache(number), *window):
+            if activation_cache.inspect(location).state in ("absent", "partial"):
+                continue
+            setup.progress.note(f"reading {location}")
+            with cache_errors(setup, number):
+                report = activation_cache.verify(location)
+            facts = {"bytes": report.bytes, "files": report.files}
+            wrong = {"damaged": dict(report.damaged), "unexpected": list(report.unexpected)}
+            found.append({"module": number, "location": str(location), **facts, **wrong})
+    return found

@@ -1,0 +1,79 @@
+"""What a stage reads: the dataset, the cache below it, a window on what is below, or the frozen modules themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+
+import activation_cache
+from activation_cache import SplitSpec, Window
+from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
+from layerwise.frozen import load_frozen, require_stages
+from layerwise.module_cache import as_stored, cache_command, cache_errors, cache_key, cached, open_cache, storage
+from layerwise.rolling import WindowFeed, filling, read_rolling
+from layerwise.setup import Setup
+
+
+def stage_inputs(setup: Setup, number: int) -> Feed:
+    """What stage `number` reads: the dataset for the first, else the cache below it, or the frozen modules themselves.
+
+    Raises:
+        NotReady: a module below is not frozen, or its cache is not there, with the command that mends it.
+    """
+    if number == 1:
+        return DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(1))
+    require_stages(setup, number - 1)
+    return cached_inputs(setup, number) if setup.recipe.feed == "cache" else _recomputed(setup, number)
+
+
+def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
+    """What module `number` reads, from the cache below it where that is valid and has these splits, else from the
+    dataset.
+    """
+    whole = number > 1 and read_rolling(setup, number - 1) is None
+    if whole and setup.recipe.feed == "cache" and cached(setup, number - 1):
+        feed = cached_inputs(setup, number)
+        if set(splits) <= set(feed.splits()):
+            return feed
+    return _recomputed(setup, number)
+
+
+def cached_inputs(setup: Setup, number: int) -> Feed:
+    """What stage `number` reads from the cache below it: all of it, or a window that rolls."""
+    below = number - 1
+    cache, batch_size = open_cache(setup, below), setup.recipe.training.batch_size
+    mend = f"{cache_command(setup, below)} --repair"
+    feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
+    rolling = read_rolling(setup, below)
+    if rolling is None:
+        return feed
+    split = next(iter(cache.splits.values()))
+    location, kept = setup.run.window(below), storage(setup)
+    source = DatasetFeed(setup.splits, batch_size, setup.order_seed(number))
+    tasks = (task for task, values in next(source.in_order("train", 0)).labels.items() if values.ndim == 1)
+    spec = SplitSpec("train", setup.facts.sizes["train"], split.shape, labels=dict.fromkeys(tasks, "int64"))
+    window = Window(
+        location,
+        cache_key(setup, below),
+        spec,
+        kept,
+        rolling.slots,
+        rolling.slot_samples,
+        setup.order_seed(number),
+        split.calibration,
+    )
+    outputs = RecomputeFeed(source, load_frozen(setup, below), setup.device)
+    fill = filling(setup, source, outputs, lambda values: as_stored(values, kept))
+    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
+    seed, device = setup.order_seed(number), setup.device
+    errors = partial(cache_errors, setup, below)
+    return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve)
+
+
+def _recomputed(setup: Setup, number: int) -> Feed:
+    recipe = setup.recipe
+    source = DatasetFeed(setup.splits, recipe.training.batch_size, setup.order_seed(number), views=recipe.cache.views)
+    if number == 1:
+        return source
+    limited = recipe.training.micro_batch is not None or recipe.training.max_memory is not None
+    return RecomputeFeed(source, load_frozen(setup, number - 1), setup.device, HOST if limited else setup.device)

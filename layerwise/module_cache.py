@@ -1,0 +1,105 @@
+"""A module's activation cache: what it is made from, in what form, and opening it.
+
+The cache's key holds all that can change a value in it. A cache whose key differs is stale, and no stage reads it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+import activation_cache
+from activation_cache import Cache, CacheError, Storage
+from layerwise.errors import DamagedData, NotReady, RunLocked, WillNotFit
+from layerwise.frozen import frozen_digests
+from layerwise.rolling import read_rolling
+from layerwise.setup import Setup
+
+CALIBRATION_SAMPLES = 512  # where a sample has one number a channel, 64 leave an error twice as large
+
+
+def storage(setup: Setup) -> Storage:
+    return Storage(dtype=setup.recipe.cache.dtype, codec=setup.recipe.cache.codec)
+
+
+def cache_key(setup: Setup, number: int) -> dict[str, Any]:
+    """Everything that can change a value in module `number`'s cache."""
+    recipe = setup.recipe
+    causes: dict[str, Any] = {
+        "module": number,
+        "seed": recipe.seed,
+        "dataset": recipe.dataset.identity(),
+        "manifest": setup.facts.manifest,
+        "network": recipe.network.identity_through(number),
+        "weights": frozen_digests(setup, number),
+        "views": recipe.cache.views,
+        "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
+    }
+    if (stored := stored_inputs(setup, number)) is not None:
+        causes["inputs"] = stored
+    if rolling := read_rolling(setup, number):
+        causes["window"] = rolling.identity  # such a cache has no training samples: they are in the window
+    return activation_cache.make_key(causes, storage(setup))
+
+
+def stored_inputs(setup: Setup, number: int) -> str | None:
+    """The dtype of the cache whose values module `number`'s outputs are computed from.
+
+    None where they are computed from the exact values, for which a float32 cache and the frozen modules serve alike.
+    """
+    cache = setup.recipe.cache
+    if number == 1 or setup.recipe.feed != "cache" or cache.dtype == "float32" or read_rolling(setup, number - 1):
+        return None
+    return cache.dtype
+
+
+def open_cache(setup: Setup, number: int) -> Cache:
+    """Module `number`'s cache, checked against the modules and settings that it should come from.
+
+    Raises:
+        NotReady: there is none, it is unfinished, or stale.
+        DamagedData: its files are not what was written.
+    """
+    with cache_errors(setup, number):
+        return activation_cache.open_cache(setup.run.cache(number), cache_key(setup, number))
+
+
+def as_stored(values: Tensor, storage: Storage) -> npt.NDArray[Any]:
+    """Rounded on the device, where that is quick, and half as much to move."""
+    if storage.dtype == "float16":
+        return values.half().cpu().numpy()
+    if storage.dtype == "bfloat16":
+        return values.bfloat16().view(torch.int16).cpu().numpy().view(np.uint16)
+    return values.float().cpu().numpy()
+
+
+@contextmanager
+def cache_errors(setup: Setup, number: int) -> Iterator[None]:
+    """The cache's errors as ours, with the command that mends them."""
+    command = cache_command(setup, number)
+    try:
+        yield
+    except activation_cache.Damaged as error:
+        raise DamagedData(f"{error} Mend it with: {command} --repair") from error
+    except activation_cache.DoesNotFit as error:
+        raise WillNotFit(str(error)) from error
+    except activation_cache.Locked as error:
+        raise RunLocked(str(error)) from error
+    except CacheError as error:
+        raise NotReady(f"{error} Write it with: {command}") from error
+
+
+def cache_command(setup: Setup, number: int) -> str:
+    return f"layerwise cache --module {number} --run-dir {shlex.quote(str(setup.run.folder))}"
+
+
+def cached(setup: Setup, number: int) -> bool:
+    """Whether module `number`'s cache is whole and made from what the recipe asks for."""
+    return activation_cache.inspect(setup.run.cache(number), cache_key(setup, number)).state == "valid"

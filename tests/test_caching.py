@@ -1,0 +1,103 @@
+"""Writing a module's cache in uint8: what calibrates it, and that an interrupted writing does so once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+
+import pytest
+import torch
+
+import activation_cache
+from activation_cache import SplitSpec
+from layerwise import caching
+from layerwise.caching import write_cache
+from layerwise.errors import StoppedEarly, WillNotFit
+from layerwise.feeds import Batch, SampleShape
+from layerwise.recipe_loader import apply_overrides
+from layerwise.schedule import run_stage
+from tests.conftest import TINY
+
+UINT8 = apply_overrides(TINY, ["cache.dtype=uint8"])
+
+
+@pytest.fixture
+def setup(make_setup):
+    found = make_setup(UINT8)
+    run_stage(found, 1)
+    return found
+
+
+def test_few_samples_calibrate_all_of_them(setup):
+    write_cache(setup, 1)
+    with activation_cache.repair(setup.run.cache(1)) as writer:
+        assert writer.saturated["train"] == 0
+        writer.commit()
+
+
+def test_an_interrupted_writing_is_calibrated_once(setup, monkeypatch):
+    monkeypatch.setattr("activation_cache.layout.SHARD_BYTES", 1 << 16)
+    calls = count()
+    setup.should_stop = lambda: next(calls) == 4
+    with pytest.raises(StoppedEarly):
+        write_cache(setup, 1)
+    begun = activation_cache.inspect(setup.run.cache(1))
+    assert begun.state == "partial"
+    assert begun.calibration is not None
+    assert begun.samples["train"]
+    setup.should_stop = lambda: False
+
+    def again(*_):
+        raise AssertionError("calibrated again")
+
+    monkeypatch.setattr(activation_cache, "calibrate", again)
+    assert write_cache(setup, 1).splits["train"].calibration == begun.calibration
+
+
+def test_a_stale_unfinished_cache_lends_no_calibration(setup, make_setup, monkeypatch):
+    setup.should_stop = lambda: True
+    with pytest.raises(StoppedEarly):
+        write_cache(setup, 1)
+    calls = count()
+    calibrate = activation_cache.calibrate
+
+    def counted(*arguments):
+        next(calls)
+        return calibrate(*arguments)
+
+    monkeypatch.setattr(activation_cache, "calibrate", counted)
+    write_cache(make_setup(apply_overrides(UINT8, ["cache.views=2"])), 1)
+    assert next(calls) == 1
+
+
+class Sorted:
+    """Outputs that grow from one sample to the next, as those of a dataset sorted by class may."""
+
+    samples = 64
+
+    def shape(self, split):
+        return SampleShape((2, 8), False)
+
+    def in_order(self, split, view=None, start=0):
+        return self._batches(torch.arange(64))
+
+    def shuffled(self, epoch, start=0):
+        return self._batches(torch.randperm(64, generator=torch.Generator().manual_seed(epoch)))
+
+    def _batches(self, order):
+        for at in range(0, 64, 16):
+            yield Batch(order[at : at + 16, None, None].expand(16, 2, 8).float())
+
+
+def test_samples_are_drawn_from_all_over_the_dataset(setup, monkeypatch):
+    monkeypatch.setattr(caching, "CALIBRATION_SAMPLES", 16)
+    scale = caching._calibration(setup, 1, Sorted()).scale
+    assert (scale * 255 > 48).all(), "the first sixteen reach to 15"
+
+
+def test_samples_that_differ_in_length_make_no_window(setup):
+    spec = SplitSpec("train", 64, (2, None), longest=8)
+    tight = apply_overrides(TINY, ["cache.budget=1000"])
+    setup.run = replace(setup.run, recipe=tight)
+    with pytest.raises(WillNotFit, match=r"differ in length.*make room for"):
+        caching._within_budget(setup, 1, [spec], Sorted(), None)
