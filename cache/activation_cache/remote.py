@@ -22,6 +22,11 @@ from .errors import StoreError
 from .shard import Bytes
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
+CREDENTIALS = {  # scheme -> what tells who we are, unless `options` do
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY, or the machine's identity",
+}
 
 
 class RemoteStore:
@@ -126,18 +131,28 @@ class RemoteStore:
         except (AlreadyExistsError, PreconditionError):
             raise
         except (BaseError, OSError, ValueError) as error:
-            why = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise StoreError(
-                f"{doing} {self._url}/{path} failed after up to {ATTEMPTS} attempts: {why}; "
+                f"{doing} {self._url}/{path} failed after up to {ATTEMPTS} attempts: {_first_line(error)}; "
                 "check the network, the address and the credentials, and try again: what was finished is kept"
             ) from error
 
     def _connect(self) -> Any:
+        """The connection, which asks for nothing yet. Raises StoreError for an address or credentials of no use."""
+        from obstore.exceptions import BaseError
         from obstore.store import from_url
 
         backoff = {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=5), "base": 2}
         retry = {"max_retries": ATTEMPTS - 1, "backoff": backoff, "retry_timeout": timedelta(minutes=3)}
-        return from_url(self._url, **{"retry_config": retry, **self._options})
+        try:
+            return from_url(self._url, **{"retry_config": retry, **self._options})
+        except (BaseError, OSError, ValueError) as error:
+            known = CREDENTIALS.get(self._url.partition("://")[0])
+            todo = f"its credentials come from {known}" if known else f"known are {', '.join(CREDENTIALS)}"
+            raise StoreError(f"{self._url} cannot be opened: {_first_line(error)}; {todo}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _restore(url: str, folder: Path, limit: int | None, options: Mapping[str, Any]) -> RemoteStore:
