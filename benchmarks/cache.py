@@ -94,7 +94,7 @@ def make_raw(work: Path, megabytes: int) -> dict[str, Path]:
 def write_cache(location: Path, samples: Array, storage: Storage) -> None:
     if location.exists():
         return
-    some = samples[:: max(1, len(samples) // 64)].astype(np.float32)
+    some = samples[:: max(1, len(samples) // 512)].astype(np.float32)  # as many as a stage's cache is calibrated on
     # Channels: of A axis 1, behind the patches; of B axis 0; of C every feature is one.
     calibration = calibrate([some], channel_axis=samples.ndim - 1 - 3 if samples.ndim > 3 else 0)
     spec = SplitSpec("train", len(samples), samples.shape[1:])

@@ -43,7 +43,8 @@ def markdown(what: str, result: Mapping[str, Any]) -> str:
     """The whole result as a page that shows its picture."""
     parts = [f"# {result['title']}", ""]
     parts += [f"> **{line}**\n" for line in warnings(result)]
-    parts += [f"Recipe `{result['recipe']}`, seeds {', '.join(map(str, result['seeds']))}."]
+    seeds = result["seeds"]
+    parts += [f"Recipe `{result['recipe']}`, {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}."]
     parts += [f"{note}." for note in result.get("notes", [])]
     if what.startswith("table"):
         parts += ["", *_markdown_rows(_memory_grid(result) if what == "table2" else _grid(result)), ""]
@@ -193,10 +194,11 @@ def _accuracy_rows(
                 clip_on=False,
                 label=theirs,
             )
+        beside_theirs = cell["paper"] is not None and cell["paper"] < SHORT and not short
         axes.annotate(
             _plus_minus(cell["mean"], cell["deviation"]),
-            (cell["mean"] if short else 0, place),
-            xytext=(6, 0),
+            (cell["mean"] if short else cell["paper"] if beside_theirs else 0, place),
+            xytext=(12 if beside_theirs else 6, 0),
             textcoords="offset points",
             va="center",
             color=theme.ink if short else theme.paper,
