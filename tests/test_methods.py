@@ -75,8 +75,10 @@ def test_micro_batches_give_the_gradients_of_the_whole_batch(
         descent = torch.optim.SGD(weights, lr=1.0)
         train_step([replace(learner, optimiser=descent)], batch, 0, replace(setup.arithmetic, micro_batch=size))
         trained.append([weight.detach() for weight in weights])
+    # Weight by weight; Deep InfoMax's scores run to thousands, and lose a digit of small weights to it.
+    tolerance = 1e-11 if name == "dim" else 1e-12
     for whole, chunked in zip(*trained, strict=True):
-        torch.testing.assert_close(chunked, whole, rtol=1e-11, atol=1e-11)
+        torch.testing.assert_close(chunked, whole, rtol=tolerance, atol=tolerance)
 
 
 def test_end_to_end_starts_from_the_weights_of_the_stack(make_setup: Callable[..., Setup]) -> None:
