@@ -16,9 +16,24 @@ from layerwise.errors import UsageError
 from layerwise.feeds import DatasetFeed
 from layerwise.frozen import load_frozen
 from layerwise.nets.resnet import PatchResNet
+from layerwise.recipe import Recipe
 from layerwise.setup import Setup
 
 SHOWN = 4  # patches of each neuron, as in the paper
+
+
+def require_patches(recipe: Recipe) -> PatchResNet:
+    """The recipe's network.
+
+    Raises:
+        UsageError: it does not look at patches.
+    """
+    if not isinstance(recipe.network, PatchResNet):
+        raise UsageError(
+            f"figure2 shows patches of pictures, and the recipe {recipe.name!r} has a {type(recipe.network).__name__}: "
+            "choose a recipe whose network is a PatchResNet"
+        )
+    return recipe.network
 
 
 def exciting_patches(setup: Setup, neurons: int) -> list[dict[str, Any]]:
@@ -29,12 +44,7 @@ def exciting_patches(setup: Setup, neurons: int) -> list[dict[str, Any]]:
     Raises:
         UsageError: the network does not look at patches.
     """
-    network = setup.recipe.network
-    if not isinstance(network, PatchResNet):
-        raise UsageError(
-            f"figure2 shows patches of pictures, and the recipe {setup.recipe.name!r} has a {type(network).__name__}: "
-            "choose a recipe whose network is a PatchResNet"
-        )
+    network = require_patches(setup.recipe)
     split = "test" if setup.splits.test is not None else "validation"
     maxima, positions = _strongest(setup, split)
     found = []

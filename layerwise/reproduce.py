@@ -22,7 +22,7 @@ from layerwise.errors import StoppedEarly, UsageError
 from layerwise.frozen import require_stage
 from layerwise.memory.rows import PAPER, Asked, Row, count_modules, row_recipe, work_out_apart
 from layerwise.paper import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
-from layerwise.patches import exciting_patches
+from layerwise.patches import exciting_patches, require_patches
 from layerwise.probe import probe_fixed, probe_module
 from layerwise.progress import Progress
 from layerwise.recipe import Recipe
@@ -90,23 +90,46 @@ def table(ground: Ground, paper: PaperTable) -> dict[str, Any]:
     Raises:
         UsageError: the recipe's dataset lacks a task of the table.
     """
-    rows, notes, dataset = [], {}, ""
+    _require_tasks(ground, paper)
+    rows, sources = [], []
     for number, row in enumerate(paper.rows, 1):
         ground.progress.note(f"row {number} of {len(paper.rows)}: {row.title}")
         cells = {}
         for task, cell in row.cells.items():
             found = [_judge(ground, cell, task, seed) for seed in ground.all_seeds()]
             name = found[0]["task"]
-            notes.update(dict.fromkeys(found[0]["notes"]))
-            dataset = found[0]["dataset"]
+            sources += [one["source"] for one in found]
             cells[name] = compare([one["accuracy"] for one in found], cell.paper, cell.deviation)
             cells[name]["seconds"] = statistics.fmean(one["seconds"] for one in found)
             cells[name]["epochs"] = [one["epochs"] for one in found]
         rows.append({"title": row.title, "note": row.note, "cells": cells})
-    facts = ground.facts()
-    facts["notes"] = list(notes)
-    facts["dataset"] = dataset
-    return {"title": paper.title, "paper_dataset": paper.dataset, "paper_recipe": paper.recipe, **facts, "rows": rows}
+    facts = {"paper_dataset": paper.dataset, "paper_recipe": paper.recipe, **ground.facts(), **_told(sources)}
+    return {"title": paper.title, **facts, "rows": rows}
+
+
+def _require_tasks(ground: Ground, paper: PaperTable) -> None:
+    """
+    Raises:
+        UsageError: the dataset is known to lack a task of the table, before anything is trained.
+    """
+    expected = ground.recipe.dataset.expects()
+    wanted = {task for row in paper.rows for task in row.cells if task}
+    if expected is not None and expected[1] and (missing := wanted - expected[1].keys()):
+        raise UsageError(
+            f"this table needs labels for {', '.join(sorted(missing))}, and the dataset of {ground.recipe.name!r} has "
+            f"{', '.join(expected[1])}: choose another --recipe"
+        )
+
+
+def _source(setup: Setup) -> dict[str, Any]:
+    """What a reader must know of the data that a training saw."""
+    return {"dataset": type(setup.recipe.dataset).__name__, "notes": list(setup.facts.notes)}
+
+
+def _told(sources: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """All that several of them say, once."""
+    notes = list(dict.fromkeys(note for source in sources for note in source["notes"]))
+    return {"notes": notes, "dataset": sources[-1]["dataset"] if sources else ""}
 
 
 def compare(ours: Sequence[float], paper: float | None, deviation: float | None = None) -> dict[str, Any]:
@@ -133,8 +156,7 @@ def _judge(ground: Ground, cell: Cell, task: str, seed: int) -> dict[str, Any]:
         return {
             "task": name,
             "accuracy": 100 * accuracy,
-            "notes": setup.facts.notes,
-            "dataset": type(ground.recipe.dataset).__name__,
+            "source": _source(setup),
             **_cost(setup),
         }
 
@@ -171,14 +193,22 @@ def _records(setup: Setup) -> list[dict[str, Any]]:
 def training_curves(ground: Ground) -> dict[str, Any]:
     """Figure 3: the losses of each module, epoch by epoch, trained with all others or one after another."""
     modules: dict[int, dict[str, list[Any]]] = {}
+    sources = []
     for schedule in ("simultaneous", "iterative"):
         for seed in ground.all_seeds():
             with ground.trained(Training("gim", schedule), seed) as setup:
+                sources.append(_source(setup))
                 for number, record in enumerate(_records(setup), 1):
                     lines = modules.setdefault(number, {}).setdefault(schedule, [])
                     lines.append(curve(setup.run, record, number))
     found = [{"module": number, **by_schedule} for number, by_schedule in modules.items()]
-    return {"title": "Figure 3: training and validation curves of each module", **ground.facts(), "modules": found}
+    title = "Figure 3: training and validation curves of each module"
+    return {"title": title, **STL10, **ground.facts(), **_told(sources), "modules": found}
+
+
+STL10 = {"paper_dataset": "STL-10", "paper_recipe": "stl10"}
+LIBRISPEECH = {"paper_dataset": "LibriSpeech train-clean-100", "paper_recipe": "librispeech"}
+"""Where the paper's own figures come from."""
 
 
 PAPER_SPEAKER_ERRORS = {"gim": 100 - 99.4, "cpc": 100 - 99.6, "supervised": 100 - 98.9}
@@ -190,11 +220,12 @@ def errors_by_layer(ground: Ground) -> dict[str, Any]:
 
     Speakers where the dataset has them, else its first task.
     """
-    lines, task = [], ""
+    lines, sources, task = [], [], ""
     for training in (GIM, CPC, SUPERVISED):
         by_module: dict[int, list[float]] = {}
         for seed in ground.all_seeds():
             with ground.trained(_for_speakers(ground, training), seed) as setup:
+                sources.append(_source(setup))
                 task = "speaker" if "speaker" in setup.facts.classes else choose_task(setup, "")
                 for part in range(1, len(setup.holders) + 1):
                     accuracy = probe_module(setup, part)["tasks"][task]["trained"]["accuracy"]
@@ -205,7 +236,9 @@ def errors_by_layer(ground: Ground) -> dict[str, Any]:
     return {
         "title": "Figure 4: error of a linear classifier by module",
         "task": task,
+        **LIBRISPEECH,
         **ground.facts(),
+        **_told(sources),
         "methods": lines,
     }
 
@@ -217,9 +250,17 @@ def _for_speakers(ground: Ground, training: Training) -> Training:
 
 def patches_of_neurons(ground: Ground) -> dict[str, Any]:
     """Figure 2: the patches that excite chosen neurons of each module most."""
+    require_patches(ground.recipe)
     with ground.trained(GIM, ground.recipe.seed) as setup:
         modules = exciting_patches(setup, NEURONS)
-    return {"title": "Figure 2: patches that excite a neuron most", **ground.facts(), "modules": modules}
+        told = _told([_source(setup)])
+    return {
+        "title": "Figure 2: patches that excite a neuron most",
+        **STL10,
+        **ground.facts(),
+        **told,
+        "modules": modules,
+    }
 
 
 def memory_of_a_step(ground: Ground) -> dict[str, Any]:
@@ -239,6 +280,8 @@ def memory_of_a_step(ground: Ground) -> dict[str, Any]:
         if ground.stopping():
             raise StoppedEarly(f"stopped before the row {title!r}; the same command begins the table again")
         (found,) = work_out_apart([(asked, row)])
+        if found.problem is not None and ground.stopping():  # the signal ended that process too
+            raise StoppedEarly(f"stopped in the row {title!r}; the same command begins the table again")
         ours, paper = None if found.peak is None else found.peak / 1e9, PAPER.get(row.name)
         rows.append(
             {
@@ -252,8 +295,7 @@ def memory_of_a_step(ground: Ground) -> dict[str, Any]:
         )
     return {
         "title": f"Table 2: memory of a training step, batch {PAPER_BATCH}",
-        "paper_dataset": "STL-10",
-        "paper_recipe": "stl10",
+        **STL10,
         **ground.facts(),
         "rows": rows,
     }

@@ -34,6 +34,11 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
                 f"{recipe.name!r} has another network or method: add the module in the recipe, and train it with "
                 "layerwise stage"
             )
+        if recipe.scale < 1:
+            raise UsageError(
+                f"the run was scaled down (scale = {recipe.scale:g}), and the grown network would be scaled once more: "
+                "grow a run of the whole recipe, or choose its channels with --set instead of a scale"
+            )
         require_stages(setup, depth)
         last = network.groups[-1]
         added = {"channels": channels or 2 * last.channels, "blocks": blocks, "stride": stride}

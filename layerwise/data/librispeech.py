@@ -19,7 +19,7 @@ from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.download import Archive, fetch, unpack
 from layerwise.data.recordings import RATE, Recording, examine, require_few
 from layerwise.data.speech import SpeechSettings, arrange, divide
-from layerwise.errors import NotReady, UsageError
+from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import Shape, labelled_only
 
@@ -64,7 +64,7 @@ class LibriSpeech(SpeechSettings):
         lists, notes = {}, []
         for name in (self.train_list, self.test_list):
             if (path := find_labels(data_dir, name)) is not None:
-                lists[name] = path.read_text().split()
+                lists[name] = read_list(path)
         if len(lists) == 2:
             files, lines = _listed(files, lists)
             notes += lines
@@ -80,12 +80,17 @@ class LibriSpeech(SpeechSettings):
         phones = None
         if (path := find_labels(data_dir, self.alignments)) is not None:
             phones, wrong, strange = read_alignments(path, recordings, self.phones)
-            require_few(bad + wrong, self.unreadable, len(recordings))
+            require_few(bad + wrong, self.unreadable, len(files))
             bad += wrong
             silent = sum(recording.id not in phones for recording in recordings)
             if strange or silent:
                 notes.append(
                     f"{path} has {strange} lines for utterances that are not used here, and none for {silent} that are"
+                )
+            if not all(any(recording.id in phones for recording in side) for side in (train, test)):
+                phones = None
+                notes.append(
+                    f"there is no phone task, since {path} labels no utterance of training, or none of the test"
                 )
         else:
             notes.append(f"there is no phone task, since {self.alignments} is not in {data_dir}. {LABELS}")
@@ -164,6 +169,18 @@ def _listed(
     return {name: file for name, file in files.items() if name in wanted}, notes
 
 
+def read_list(path: Path) -> list[str]:
+    """The utterances that a file names.
+
+    Raises:
+        DamagedData: it is no text.
+    """
+    try:
+        return path.read_text("utf-8").split()
+    except UnicodeDecodeError as error:
+        raise DamagedData(f"{path} is no list of utterances: {error}") from error
+
+
 def read_alignments(
     path: Path, recordings: Collection[Recording], classes: int
 ) -> tuple[dict[str, IntArray], list[str], int]:
@@ -171,7 +188,7 @@ def read_alignments(
     wanted = {recording.id: recording for recording in recordings}
     found: dict[str, IntArray] = {}
     bad, strange = [], 0
-    with path.open() as lines:
+    with path.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, 1):
             name, _, rest = line.strip().partition(" ")
             if not name:
@@ -182,7 +199,7 @@ def read_alignments(
             where = f"{path}, line {number} ({name})"
             try:
                 labels = np.array(rest.split(), np.int64)
-            except ValueError:
+            except (ValueError, OverflowError):
                 bad.append(f"{where} holds something else than whole numbers")
                 continue
             if name in found:

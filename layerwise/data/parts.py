@@ -67,7 +67,10 @@ class Fraction(DatasetSettings):
             return Part(split, np.sort(_shuffled(len(split), name)[:kept]))
 
         parts = {name: part(split, name) for name, split in every.named().items()}
-        return Splits(**parts, classes=every.classes, notes=(*every.notes, f"{self.share:.3g} of the samples"))
+        note = "taken: " + ", ".join(
+            f"{len(part)} of {len(every.named()[name])} {name} samples" for name, part in parts.items()
+        )
+        return Splits(**parts, classes=every.classes, notes=(*every.notes, note))
 
 
 def _shuffled(count: int, purpose: str) -> IntArray:

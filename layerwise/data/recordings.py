@@ -32,6 +32,7 @@ from layerwise.seeding import numpy_generator
 RATE = 16_000  # Hz, of everything that a network sees
 HOP, SPAN = 160, 400  # samples from label to label, and samples that a label describes
 SHORTEST = 1_600  # samples; less is no utterance
+MOST_STEPS = 1_000  # phases of a resampling filter: 441 for 44.1 kHz
 MARGIN = 160  # samples resampled beside a window, many times the length of the filter
 
 Waveform = npt.NDArray[np.float32]
@@ -140,11 +141,16 @@ def _look(content: bytes) -> Facts:
             values = file.read(dtype="float32", always_2d=True)
             announced, rate, channels = file.frames, file.samplerate, file.channels
     except (soundfile.SoundFileError, OSError) as error:
-        raise Unreadable(f"cannot be read: {str(error).rstrip('.')}") from error
+        reason = str(error).rpartition(": ")[2]  # before it stands the address of what holds the bytes
+        raise Unreadable(f"cannot be read: {reason.rstrip('.')}") from error
     if not len(values):
         raise Unreadable("holds no samples")
     if len(values) != announced:
         raise Unreadable(f"is cut short: {len(values)} of {announced} samples")
+    if max(rate, RATE) // math.gcd(rate, RATE) > MOST_STEPS:
+        raise Unreadable(
+            f"has {rate} Hz, which only a filter of gigabytes would turn into {RATE} Hz: resample it first"
+        )
     if not np.isfinite(values).all():
         raise Unreadable("holds values that are not finite")
     samples = -(-len(values) * RATE // rate)

@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution2d
 from layerwise.recipe import Settings
 
@@ -40,6 +41,15 @@ class PixelCNNContext(nn.Module):
         self.output = Convolution2d(channels, channels, 1)
 
     def forward(self, z: Tensor) -> Tensor:
+        """
+        Raises:
+            RecipeError: z is no grid of patches.
+        """
+        if z.dim() != 4:
+            raise RecipeError(
+                f"the context of cpc reads a grid of patches, and this network gives {tuple(z.shape[1:])}: cpc of a "
+                "recipe for sound needs the network's own context (network.context)"
+            )
         c: Tensor = self.output(self.layers(z))
         return c
 

@@ -47,6 +47,9 @@ def choose_task(task: str | None, classes: Mapping[str, int]) -> str:
     return chosen
 
 
+UNKNOWN = nn.CrossEntropyLoss().ignore_index  # what the data marks labels with that nobody knows
+
+
 class CrossEntropyLoss(Objective):
     needs_labels = True
 
@@ -61,17 +64,29 @@ class CrossEntropyLoss(Objective):
         return (c.mean(2) if self.pooled else c,)
 
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
-        """Labels are (B,), or (B, L) for frames, of which there may be several a label; unknown ones do not count.
-
-        What marks a label as unknown is what PyTorch ignores by itself.
-        """
+        """Labels are (B,), or (B, L) for frames, of which there may be several a label; unknown ones do not count."""
         labels = context.labels[self.task]
         read = representations[0]
-        if not self.pooled:
+        if self.pooled:
+            require_one_label(self.task, labels, "set objective.pooled=false to learn from each frame")
+        else:
             if labels.dim() == 1:  # one label a sample is each position's
                 labels = labels.unsqueeze(1).expand(-1, read.shape[2])
             else:
                 read = at_labels(read, self.hop, labels.shape[1])
             read = read.transpose(1, 2)
         logits = at_least_float32(self.classifier(read).flatten(0, -2))
-        return F.cross_entropy(logits, labels.flatten())
+        wanted = labels.flatten()
+        known = (wanted != UNKNOWN).sum().clamp_min(1)  # a batch in which nothing is labelled teaches nothing
+        return F.cross_entropy(logits, wanted, ignore_index=UNKNOWN, reduction="sum") / known
+
+
+def require_one_label(task: str, labels: Tensor, instead: str) -> None:
+    """
+    Raises:
+        RecipeError: the task has a label for each frame.
+    """
+    if labels.dim() != 1:
+        raise RecipeError(
+            f"objective.task = {task!r} has a label for each frame, and this objective reads one a sample: {instead}"
+        )

@@ -19,6 +19,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
 from layerwise.objectives.objective import Context, Objective, at_least_float32
 from layerwise.recipe import ObjectiveSettings, Shape
@@ -51,6 +52,10 @@ class DeepInfoMaxLoss(Objective):
 
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
         positions = representations[0]
+        if self.training and len(positions) < 2:
+            raise RecipeError(
+                "Deep InfoMax tells the samples of a batch apart, and got one: set training.batch_size to 2 or more"
+            )
         local = self.local(positions)  # (B, U, P)
         summary = self.summary(positions.mean(2, keepdim=True)).squeeze(2)  # (B, U)
         scores = torch.einsum("gu,bup->gbp", summary, local)

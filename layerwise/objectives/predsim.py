@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
-from layerwise.objectives.cross_entropy import choose_task
+from layerwise.objectives.cross_entropy import choose_task, require_one_label
 from layerwise.objectives.objective import Context, Objective, at_least_float32
 from layerwise.recipe import ObjectiveSettings, Shape
 
@@ -67,6 +67,7 @@ class PredSimLoss(Objective):
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
         means, deviations = representations
         labels = context.labels[self.task]
+        require_one_label(self.task, labels, "choose a task of whole samples")
         predicted = F.cross_entropy(at_least_float32(self.classifier(means)), labels)
         wanted = similarity(F.one_hot(labels, self.classes).to(deviations.dtype))
         alike = F.mse_loss(similarity(deviations), wanted)

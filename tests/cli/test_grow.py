@@ -83,3 +83,11 @@ def test_an_unfinished_run_does_not_grow(tmp_path: Path, monkeypatch: pytest.Mon
     refused = call("grow")
     assert refused.exit_code == 1
     assert "layerwise stage 2" in json.loads(refused.stdout)["message"]
+
+
+def test_a_run_that_was_scaled_down_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("stage", 1, "--recipe", RECIPE, "--set", "scale=0.5", "--set", "training.epochs=1").exit_code == 0
+    refused = call("grow")
+    assert refused.exit_code == 2
+    assert "scaled down (scale = 0.5)" in json.loads(refused.stdout)["message"]

@@ -70,7 +70,9 @@ def test_figures_take_the_tables_trainings(figure: str, table1: Result, root: Pa
     result = json.loads(reproduce(root, figure, "--seeds", "2").stdout)
     assert sorted(path.name for path in root.iterdir() if path.is_dir()) == runs
     assert Image.open(root / f"{figure}.png").size[0] > 1000
-    assert (root / f"{figure}.md").read_text().startswith("# Figure")
+    page = (root / f"{figure}.md").read_text()
+    assert page.startswith("# Figure")
+    assert "OTHER DATA" in page  # the paper's figures are of STL-10 and LibriSpeech
     if figure == "figure3":
         first = result["modules"][0]
         assert first["simultaneous"] == first["iterative"]  # nothing differs for the first module, to the bit
@@ -94,5 +96,6 @@ def test_a_scale_is_said_loudly(tmp_path: Path) -> None:
 
 def test_a_table_of_speech_asks_for_a_recipe_of_speech(tmp_path: Path) -> None:
     result = reproduce(tmp_path, "table3")
+    assert not any(path.is_dir() for path in tmp_path.iterdir())  # nothing was trained first
     assert result.exit_code == 2
     assert "phone" in json.loads(result.stdout)["message"]

@@ -298,3 +298,35 @@ def test_windows_need_no_labels(tmp_path):
     assert split.labels_of(np.array([0]), 0) == {}
     raw = recordings[0].read(13 * 160, WINDOW)  # the middle one of 26 places
     np.testing.assert_allclose(split.batch(np.array([0]), None)[0, 0], (raw - 0.5) / 2, rtol=1e-6)
+
+
+def test_labels_of_nothing_that_is_here_are_no_task(tmp_path):
+    names = corpus(tmp_path)
+    label(tmp_path, names)
+    trained_on = [
+        line for line in (tmp_path / "converted_aligned_phones.txt").read_text().splitlines() if "-0004 " not in line
+    ]
+    (tmp_path / "converted_aligned_phones.txt").write_text("\n".join(trained_on) + "\n")
+    splits = opened(tmp_path)
+    assert splits.classes == {"speaker": 3}
+    assert any("labels no utterance of training, or none of the test" in note for note in splits.notes)
+
+
+def test_label_files_that_are_no_text_are_named(tmp_path):
+    names = corpus(tmp_path)
+    label(tmp_path, names, extra=f"{names[0]} 99999999999999999999999\n")
+    with (tmp_path / "converted_aligned_phones.txt").open("ab") as file:
+        file.write(b"\xff\xfe 1 2 3\n")
+    splits = opened(tmp_path)
+    assert any("something else than whole numbers" in note for note in splits.notes)
+    (tmp_path / "train_split.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DamagedData, match=r"train_split\.txt is no list of utterances"):
+        opened(tmp_path)
+
+
+def test_a_rate_that_takes_a_filter_of_gigabytes_is_refused(tmp_path):
+    names = corpus(tmp_path)
+    soundfile.write(path_of(tmp_path, names[0]), tone(0.5, rate=15_991), 15_991, "PCM_16")
+    folder = tmp_path / "LibriSpeech" / "train-clean-100"
+    splits = Speech(window=WINDOW).open(folder, download=False, seed=0)
+    assert any("15991 Hz" in note for note in splits.notes)

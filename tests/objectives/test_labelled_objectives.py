@@ -97,3 +97,21 @@ def test_labels_that_are_not_there_are_named() -> None:
         CrossEntropy(task="speaker").build(None, (1, 8, 8), {"class": 10})  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="the dataset has none"):
         CrossEntropy().build(None, (1, 8, 8), {})  # type: ignore[arg-type]
+
+
+def test_a_batch_without_a_known_label_teaches_nothing() -> None:
+    objective = CrossEntropyLoss(4, "phone", 3, pooled=False, hop=160).double()
+    loss = objective.loss(objective.represent(encoded(2, 4, 5)), given(phone=[[-100] * 5, [-100] * 5]))
+    loss.backward()
+    assert loss.item() == 0
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in objective.parameters())
+
+
+def test_labels_of_frames_are_refused_where_one_a_sample_is_read() -> None:
+    frames = given(phone=[[0, 1, 2], [2, 1, 0]])
+    pooled = CrossEntropyLoss(4, "phone", 3, pooled=True).double()
+    with pytest.raises(RecipeError, match=r"objective\.pooled=false"):
+        pooled.loss(pooled.represent(encoded(2, 4, 3)), frames)
+    similar = PredSimLoss(4, "phone", 3, 0.99).double()
+    with pytest.raises(RecipeError, match="a task of whole samples"):
+        similar.loss(similar.represent(encoded(2, 4, 3)), frames)
