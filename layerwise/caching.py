@@ -25,7 +25,7 @@ from layerwise.module_cache import (
     storage,
     stored_inputs,
 )
-from layerwise.rolling import SLOTS, Rolling, read_rolling, settle_rolling
+from layerwise.rolling import SLOTS, Rolling, mend_window, read_rolling, settle_rolling
 from layerwise.setup import Setup
 from layerwise.units import size
 
@@ -103,7 +103,8 @@ def _within_budget(
 def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
     """Read all of module `number`'s cache, and compute again only the shards that are damaged.
 
-    Returns what was `damaged` (path to reason) and how many `samples` were written again.
+    Returns what was `damaged` (path to reason), how many `samples` were written again, and which `slots` of its window
+    were damaged and removed.
 
     Raises:
         NotReady: there is no cache, or it is stale: then it has to be written anew.
@@ -122,8 +123,9 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
                 )
             names = {name for name, _ in writer.tracks()}
             written = _fill(setup, number, writer, _outputs(setup, number, names))
+        slots = mend_window(setup, number)
     open_cache(setup, number)
-    return {"module": number, "damaged": damaged, "samples": written}
+    return {"module": number, "damaged": damaged, "samples": written, "slots": slots}
 
 
 def _outputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:

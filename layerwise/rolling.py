@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+import activation_cache
 from activation_cache import CacheWriter, Filler, JoinedSplits, Window
 from layerwise.errors import NotReady, StoppedEarly
 from layerwise.feeds import (
@@ -74,6 +75,27 @@ def _asked(setup: Setup) -> dict[str, Any]:
     """What the user can change about it."""
     cache = setup.recipe.cache
     return {"budget": cache.budget, "epochs": cache.window_epochs, "dtype": cache.dtype}
+
+
+def mend_window(setup: Setup, number: int) -> list[str]:
+    """Read every byte of the window on module `number`'s outputs, and remove each slot that is damaged: the stage that
+    needs it computes it again. Of a slot that was only begun, what is whole stays.
+
+    Returns the names of the slots that were removed.
+    """
+    removed = []
+    for slot in sorted(setup.run.window(number).glob("slot-*")):
+        try:
+            if activation_cache.inspect(slot).state == "partial":
+                activation_cache.repair(slot).close()
+                continue
+            whole = activation_cache.verify(slot).ok
+        except (activation_cache.Damaged, activation_cache.FormatError, activation_cache.NotCommitted):
+            whole = False
+        if not whole:
+            activation_cache.remove(slot)
+            removed.append(slot.name)
+    return removed
 
 
 class WindowFeed(Feed):

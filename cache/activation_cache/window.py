@@ -107,9 +107,13 @@ class Window:
         return range(turn, turn + self.slots)
 
     def evict(self, turn: int) -> None:
-        """Removes the slots that no turn from this one on reads. Whoever still reads one keeps what is mapped."""
+        """Removes the slots that a turn neither reads nor fills, and those made from something else: beside its own
+        they would take more than the window may. Whoever still reads one keeps what is mapped.
+        """
         for folder in sorted(self.location.glob("slot-*")):
-            if int(folder.name.removeprefix("slot-")) < turn:
+            slot = int(folder.name.removeprefix("slot-"))
+            wanted = turn <= slot <= turn + self.slots
+            if not wanted or inspect(folder, self.slot_key(slot)).state == "stale":
                 (folder / "record/commit.json").unlink(missing_ok=True)  # first: half a cache is no cache
                 shutil.rmtree(folder)
 
@@ -186,7 +190,7 @@ class Filler:
     """Writes the slots that are missing, one after another, in a thread, while others are read.
 
     `fill(writer, samples, views)` appends the samples (numbers in the whole split, in the augmentations named) to the
-    writer, from where it stands on; it commits nothing.
+    writer; it commits nothing, and is called once for each run of samples that a slot lacks.
     """
 
     def __init__(self, window: Window, fill: Callable[[CacheWriter, Indices, Indices], None], reserve: int = 0) -> None:
@@ -195,7 +199,7 @@ class Filler:
         self._jobs: dict[int, Any] = {}
 
     def turn(self, turn: int) -> JoinedSplits:
-        """The samples of a turn: waits for its slots, evicts older ones, and has the next slot begun.
+        """The samples of a turn: waits for its slots, evicts all others, and has the next slot begun.
 
         Raises whatever writing one of its slots met.
         """
@@ -228,6 +232,7 @@ class Filler:
             return
         samples, views = self._window.contents(slot)
         with self._window.writer(slot, self._reserve) as writer:
-            done = writer.done(self._window.spec.name)
-            self._fill(writer, samples[done:], views[done:])
+            for part in writer.pending(self._window.spec.name):
+                these = slice(part.start, part.stop)
+                self._fill(writer, samples[these], views[these])
             writer.commit()

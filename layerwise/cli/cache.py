@@ -42,6 +42,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
             emit(options, outcome, lambda: prune_table(outcome))
             return
         assert number is not None
+        setup.require_module(number)
         if repair:
             repaired = repair_cache(setup, number)
             emit(options, repaired, lambda: repair_table(repaired))

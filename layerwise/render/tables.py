@@ -76,7 +76,8 @@ def repair_table(outcome: Mapping[str, Any]) -> None:
     for path, reason in outcome["damaged"].items():
         made.add_row(path, reason)
     count = f"{outcome['samples']:,} samples written again; the cache is whole"
-    show(*([made] if outcome["damaged"] else []), count)
+    slots = [f"{len(outcome['slots'])} damaged slots of its window removed: the stage that needs one computes it again"]
+    show(*([made] if outcome["damaged"] else []), count, *(slots if outcome["slots"] else []))
 
 
 def verify_table(found: Mapping[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from activation_cache import (
     make_key,
     measured_ratio,
     open_cache,
+    repair,
     slot_samples,
 )
 from activation_cache.writer import CacheWriter
@@ -125,6 +127,45 @@ def test_a_slot_begun_is_gone_on_with_and_a_damaged_one_written_again(window: Wi
     with Filler(window, fill) as filler:
         joined = filler.turn(0)
     assert sum(len(batch) for batch in joined.batches(5)) == 15
+
+
+def test_a_slot_with_a_hole_is_filled_where_it_lacks_samples(window: Window) -> None:
+    """A killed writer may have finished a later shard and not an earlier one; repair forgets any."""
+    samples, views = window.contents(0)
+    spec = replace(SPEC, samples=5, shard_samples=2, chunk_samples=2)
+    with create(window.folder(0), window.slot_key(0), [spec], window.storage) as writer:
+        fill(writer, samples, views)
+        writer.commit()
+    shards = sorted(path for path in window.folder(0).glob("train/values/0/c/**/*") if path.is_file())
+    assert len(shards) == 3
+    shards[1].unlink()
+    repair(window.folder(0)).close()
+    with Filler(window, fill) as filler:
+        joined = filler.turn(0)
+        found = {name: row for b in joined.batches(5) for name, row in zip(b.ids, b.values, strict=True)}
+    for number, view in pairs(window, window.live(0)):
+        np.testing.assert_array_equal(found[f"{number}/{view}"], sample(number, view))
+
+
+def test_begun_again_a_window_takes_no_more_than_its_slots(window: Window) -> None:
+    """Nothing that a later turn, or another window, left there stays beside what is filled now."""
+    with Filler(window, fill) as filler:
+        filler.turn(20)
+    held: set[int] = set()
+
+    def counts(writer: CacheWriter, samples: np.ndarray, views: np.ndarray) -> None:  # type: ignore[type-arg]
+        held.add(len(list(window.location.glob("slot-*"))))
+        fill(writer, samples, views)
+
+    with Filler(window, counts) as filler:
+        filler.turn(18)  # reads two that are there and one that is not
+    assert max(held) <= window.slots + 1
+    other = replace(window, seed=8)
+    stale = [other.folder(slot) for slot in range(18, 22)]
+    with Filler(other, fill) as filler:
+        other.evict(18)
+        assert not any(folder.exists() for folder in stale)
+        filler.turn(18)
 
 
 def test_what_fails_in_the_background_is_told(window: Window) -> None:

@@ -80,6 +80,12 @@ def test_stale_caches_are_removed_after_asking(layerwise):
 def test_usage(layerwise):
     for wrong in (["cache"], ["cache", "--prune", "--module", 1], ["cache", "--repair"]):
         assert layerwise(*wrong).exit_code == 2
+    asked = layerwise("stage", 9)
+    for arguments in ([], ["--repair"]):
+        refused = layerwise("cache", "--module", 9, *arguments)
+        assert (refused.exit_code, refused.stderr) == (2, asked.stderr)
+    refused = layerwise("cache", "--module", 9, "--json")
+    assert refused.exit_code == json.loads(refused.stdout)["exit_code"] == 2
 
 
 def test_a_cache_elsewhere(layerwise, tmp_path):
@@ -90,3 +96,34 @@ def test_a_cache_elsewhere(layerwise, tmp_path):
     assert layerwise("stage", 2).exit_code == 0, "the run remembers where its caches are"
     assert layerwise("verify").exit_code == 0
     assert layerwise("stage", 1, "--cache-url", "ftp://x").exit_code == 2
+
+
+WINDOW = Path("runs/tiny/caches/1-window")
+ROLLING = ("--recipe", RECIPE, "--run-dir", "runs/tiny", "--cache-budget", "4200000", "--set", "cache.codec=none")
+
+
+@pytest.fixture
+def rolling(layerwise):
+    """The same, with a cache that is a window, on which module 2 was trained."""
+    shutil.rmtree(CACHE)
+    assert layerwise("cache", "--module", 1, *ROLLING).exit_code == 0
+    assert layerwise("stage", 2).exit_code == 0
+    return layerwise
+
+
+def test_a_damaged_slot_of_a_window_is_removed_and_computed_again(rolling):
+    weights = json.loads(rolling("stage", 2, "--json").stdout)["weights"]
+    damage(next(path for path in WINDOW.glob("slot-000001/train/values/0/c/**/*") if path.is_file()))
+    assert rolling("verify").exit_code == 65
+    again = rolling("stage", 2, "--fresh")
+    assert again.exit_code == 65
+    assert "--repair" in again.stderr
+    mended = json.loads(rolling("cache", "--module", 1, "--repair", "--json").stdout)
+    assert mended["slots"] == ["slot-000001"]
+    assert rolling("verify").exit_code == 0
+    assert json.loads(rolling("stage", 2, "--fresh", "--json").stdout)["weights"] == weights
+    assert json.loads(rolling("cache", "--module", 1, "--repair", "--json").stdout)["slots"] == []
+    damage(WINDOW / "slot-000002/record/commit.json")
+    assert "1 damaged slots" in rolling("cache", "--module", 1, "--repair").stdout
+    assert not (WINDOW / "slot-000002").exists()
+    assert rolling("stage", 2, "--fresh").exit_code == 0
