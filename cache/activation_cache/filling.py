@@ -61,6 +61,15 @@ class Filling:
         return flat[start * row : stop * row].reshape(stop - start, *self.grid.row_shape)
 
 
+@dataclass(frozen=True)
+class Checked:
+    """Samples in which everything is in order: their rows, their labels as plain numbers, the dtype of the buffer."""
+
+    rows: Array | list[Array]
+    labels: dict[str, list[Any]]
+    dtype: np.dtype[Any]
+
+
 @dataclass
 class Track:
     """One view of one split: which of this rank's shards are still to come, and the one being filled."""
@@ -86,12 +95,12 @@ class Track:
                 ranges.append(samples)
         return ranges
 
-    def rows_of(
+    def checked(
         self, values: Array | Sequence[Array], ids: Sequence[str], labels: Mapping[str, Any], storage: Storage
-    ) -> Array | list[Array]:
-        """The next samples as rows that can be copied into a shard, and their ids as seen.
+    ) -> Checked:
+        """The next samples in the form in which they are put into a shard; their ids count as seen from here on.
 
-        Raises InvalidSamples unless everything about them is in order.
+        Raises InvalidSamples unless everything about them is in order; then nothing has changed.
         """
         spec, name = self.spec, f"split {self.spec.name!r}, view {self.view}"
         left = sum(map(len, self.pending()))
@@ -103,10 +112,14 @@ class Track:
         for what, given in (("values", values), *labels.items()):
             if len(given) != len(ids):
                 raise InvalidSamples(f"{name}: {len(ids)} ids were given, and {len(given)} {what}")
+        new: set[str] = set()
         for one in ids:
-            if one in self.seen:
+            if not isinstance(one, str) or not _is_text(one):
+                raise InvalidSamples(f"{name}: the id {one!r} cannot be written as UTF-8; ids are plain text")
+            if one in self.seen or one in new:
                 raise InvalidSamples(f"{name}: the id {one!r} was appended before; is the position right?")
-            self.seen.add(one)
+            new.add(one)
+        plain = {label: plain_labels(labels[label], spec.labels[label]) for label in wanted}
         rows: Array | list[Array]
         if self.grid.ragged_axis is None:
             rows = np.asarray(values)
@@ -131,16 +144,38 @@ class Track:
         for dtype in dtypes:
             if dtype.kind != "f" and dtype != storage.stored:
                 raise InvalidSamples(f"{name}: {dtype} cannot be stored as {storage.dtype}")
-        return rows
+        # Converted in the background, not while the caller waits; except from float64, which nobody computes in.
+        kept = {d if d in (storage.stored, np.float16, np.float32) else np.dtype(np.float32) for d in dtypes}
+        if self.open is not None:
+            kept.add(self.open.dtype)
+        if len(kept) > 1:
+            raise InvalidSamples(
+                f"{name}: samples of one shard have one dtype, got {', '.join(sorted(map(str, kept)))}"
+            )
+        self.seen |= new
+        return Checked(rows, plain, kept.pop() if kept else np.dtype(np.float32))
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, as in file names that are not UTF-8
+        return False
+    return True
 
 
 def plain_labels(values: Any, dtype: str) -> list[Any]:
     """Labels as plain numbers for the journal, exactly as `dtype` holds them. Raises InvalidSamples where it cannot."""
 
     def convert(value: Any, ndim: int) -> list[Any]:
-        given = np.asarray(value)
-        kept = given.astype(dtype.removesuffix("[]"))
-        exact = kept.dtype.kind == "f" or np.array_equal(given, kept)  # floats may round, integers may not wrap
+        try:
+            given = np.asarray(value)
+            with np.errstate(over="ignore", invalid="ignore"):  # what does not fit is refused below
+                kept = given.astype(dtype.removesuffix("[]"))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise InvalidSamples(f"labels are not what {dtype} holds: {error}") from error
+        # Floats may round but not be NaN or infinite, integers may not wrap.
+        exact = np.isfinite(kept).all() if kept.dtype.kind == "f" else np.array_equal(given, kept)
         if given.ndim != ndim or not exact:
             raise InvalidSamples(f"labels {given.ravel()[:8]}… of shape {given.shape} are not what {dtype} holds")
         plain: list[Any] = kept.tolist()

@@ -53,7 +53,7 @@ def calibrate(batches: Iterable[Array], channel_axis: int = 0) -> Calibration:
     the writer counts them: take samples from all over the data, and several hundred where a sample has but one number
     a channel (of pooled features, 64 samples leave more than twice the error of 1024).
 
-    Raises InvalidSamples without batches, or on values that are not finite.
+    Raises InvalidSamples without batches, on values that are not finite, or on a range wider than float32.
     """
     low: Array | None = None
     high: Array | None = None
@@ -69,7 +69,13 @@ def calibrate(batches: Iterable[Array], channel_axis: int = 0) -> Calibration:
     if low is None or high is None:
         raise InvalidSamples("calibration needs at least one batch, and got none")
     offset = np.minimum(low, 0).astype(np.float32)
-    scale = ((np.maximum(high, 0) - offset) / np.float32(255)).astype(np.float32)
+    with np.errstate(over="ignore"):
+        width = np.maximum(high, 0) - offset
+    if not np.isfinite(width).all():
+        raise InvalidSamples(
+            "calibration met values that lie further apart than float32 reaches; uint8 cannot hold them"
+        )
+    scale = (width / np.float32(255)).astype(np.float32)
     scale[scale < np.finfo(np.float32).tiny] = 1  # a channel that is always zero, or too small to divide by
     return Calibration(channel_axis, scale, offset)
 

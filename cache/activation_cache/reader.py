@@ -240,8 +240,17 @@ class Split(KeepsBuffers):
         return iterate(self, todo, view, threads, allocate)
 
     def read(self, indices: Sequence[int] | Indices, view: int = 0) -> Array | list[Array]:
-        """Samples by index, as stored, in a new array (or for ragged ones a list of arrays)."""
-        chosen = np.asarray(indices, np.int64)
+        """Samples by index, as stored, in a new array (or for ragged ones a list of arrays).
+
+        Raises IndexError for what is not a list of integers (a mask either), or out of range.
+        """
+        given = np.asarray(indices)
+        if given.ndim != 1 or (len(given) and given.dtype.kind not in "iu"):
+            raise IndexError(
+                f"split {self.name!r} is read by a list of sample numbers, integers; got {given.dtype} of shape "
+                f"{given.shape} (for a mask, np.flatnonzero(mask))"
+            )
+        chosen = given.astype(np.int64)
         if len(chosen) and (chosen.min() < 0 or chosen.max() >= self.samples):
             raise IndexError(f"split {self.name!r} has samples 0 to {self.samples - 1}; asked for {chosen.tolist()}")
         source = self.source(view, [chosen])

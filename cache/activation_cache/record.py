@@ -87,7 +87,16 @@ def read_entry(store: Store, plan: Plan, split: str, view: int, shard: int) -> E
     place = _place(plan, split, view, shard)
     if {name: value.pop(name, None) for name in place} != place:
         raise Damaged(f"{store.location}: {path} belongs to another shard; {mend(store.location)}", [path])
-    return Entry(**value)
+    entry, spec = Entry(**value), plan.split(split)
+    g = grid(spec, plan.storage)
+    counts = {
+        len(entry.ids),
+        *map(len, entry.labels.values()),
+        *([len(entry.lengths)] if g.ragged_axis is not None else []),
+    }
+    if counts != {len(g.shard_range(shard))} or set(entry.labels) != (set(spec.labels) if view == 0 else set()):
+        raise Damaged(f"{store.location}: {path} has not one of everything a sample; {mend(store.location)}", [path])
+    return entry
 
 
 def finished_shards(store: Store, plan: Plan, spec: SplitSpec, view: int) -> dict[int, Entry]:

@@ -9,6 +9,7 @@ unfinished cache for a finished one.
 from __future__ import annotations
 
 import queue
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import AlreadyCommitted, DoesNotFit, InvalidSamples, NotCommitted
-from .filling import Filling, Track, plain_labels
+from .filling import Filling, Track
 from .key import Key
 from .layout import COMMIT, PLAN, Plan, grid, journal_path
 from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
@@ -112,20 +113,20 @@ class CacheWriter:
         ids      B names, each once in a split; the same names in the same order for every view.
         labels   name -> B numbers, or B sequences for a ragged label; for view 0, each label of the split.
 
-        Raises InvalidSamples for what cannot be stored faithfully, and whatever an earlier shard met on its way to
+        Raises InvalidSamples for what cannot be stored faithfully (none of it is kept then, and the same ids may be
+        appended again), and whatever an earlier shard met on its way to
         disk (DoesNotFit, OSError).
         """
         self._raise_failures()
         track, labels = self._track(split, view), labels or {}
         if self._closed:
             raise InvalidSamples(f"split {split!r}, view {view}: the writer is closed")
-        rows = track.rows_of(values, ids, labels, self._plan.storage)
+        checked = track.checked(values, ids, labels, self._plan.storage)
         at = 0
         while at < len(ids):
-            filling = track.open or self._open_next(track, rows[0].dtype if isinstance(rows, list) else rows.dtype)
+            filling = track.open or self._open_next(track, checked.dtype)
             part = slice(at, at + len(filling.samples) - len(filling.ids))
-            kept = track.spec.labels if view == 0 else {}
-            filling.add(rows[part], ids[part], {name: plain_labels(labels[name][part], kept[name]) for name in kept})
+            filling.add(checked.rows[part], ids[part], {name: some[part] for name, some in checked.labels.items()})
             at += len(ids[part])
             if filling.whole:
                 track.open = None
@@ -135,7 +136,7 @@ class CacheWriter:
         """Waits for the shards on their way, writes the metadata and last of all the commit record; then closes.
 
         With several ranks: called by rank 0, when all others have closed their writers. Raises NotCommitted if
-        samples are missing, and says which.
+        samples are missing, and says which; InvalidSamples if the views have different ids, or two ranks the same.
         """
         if self._closed:
             raise NotCommitted(f"the writer of {self._store.location} is closed")
@@ -155,6 +156,9 @@ class CacheWriter:
             entries[split, view] = [found[shard] for shard in range(track.grid.shards)]
             if [e.ids for e in entries[split, view]] != [e.ids for e in entries[split, 0]]:
                 raise InvalidSamples(f"split {split!r}: view {view} has other ids, or another order, than view 0")
+            counts = Counter(name for entry in entries[split, view] for name in entry.ids)
+            if twice := [name for name, count in counts.items() if count > 1]:
+                raise InvalidSamples(f"split {split!r}, view {view}: two ranks appended the id {twice[0]!r}")
         sweep(self._store)
         sides = side_files(self._plan, entries)
         for path, data in sides.items():
@@ -201,13 +205,10 @@ class CacheWriter:
     def _open_next(self, track: Track, dtype: np.dtype[Any]) -> Filling:
         shard = track.shards.pop(0)
         buffer = self._buffers.get()
-        storage = self._plan.storage
-        # Converted in the background, not while the caller waits; except from float64, which nobody computes in.
-        stage = dtype if dtype in (storage.stored, np.float16, np.float32) else np.dtype(np.float32)
-        size = track.grid.shard_rows * int(np.prod(track.grid.row_shape, dtype=np.int64)) * stage.itemsize
+        size = track.grid.shard_rows * int(np.prod(track.grid.row_shape, dtype=np.int64)) * dtype.itemsize
         if buffer is None or len(buffer) < size:
             buffer = np.empty(size, np.uint8)
-        track.open = Filling(shard, track.grid.shard_range(shard), track.grid, buffer, stage)
+        track.open = Filling(shard, track.grid.shard_range(shard), track.grid, buffer, dtype)
         return track.open
 
     def _finish(self, track: Track, filled: Filling) -> tuple[str, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,8 @@ from activation_cache import (
     open_cache,
     verify,
 )
+from activation_cache.record import read_entry, read_plan
+from activation_cache.store import LocalStore
 
 FLOAT32 = Storage()
 KEY = make_key({"weights": "ab", "recipe": {"width": 3}}, FLOAT32)
@@ -149,6 +153,8 @@ def test_an_unfinished_cache_keeps_its_calibration(tmp_path: Path) -> None:
         (np.ones((2, 4)), ["a", "b"], {}, "labels"),
         (np.ones((2, 4)), ["a", "b"], {"class": [1, 300]}, "not what uint8 holds"),
         (np.ones((2, 4), np.int64), ["a", "b"], {"class": [1, 2]}, "int64 cannot be stored as float32"),
+        (np.ones((2, 4)), ["a", "\udcff.png"], {"class": [1, 2]}, "cannot be written as UTF-8"),
+        (np.ones((2, 4)), ["a", "b"], {"class": ["one", "two"]}, "not what uint8 holds"),
         (np.ones((11, 4)), [str(i) for i in range(11)], {"class": range(11)}, "only 10 are still to come"),
     ],
 )
@@ -180,3 +186,90 @@ def test_counts_what_saturates(tmp_path: Path) -> None:
         writer.commit()
         assert writer.saturated == {"a": 3}
     np.testing.assert_array_equal(open_cache(tmp_path).splits["a"].read([0, 1]), [[0, 153, 255, 255], [255, 0, 0, 0]])
+
+
+def test_refused_samples_leave_no_trace(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 3, (4,), {"class": "int8"})
+    with create(tmp_path, KEY, [spec], FLOAT32) as writer:
+        for i, label in enumerate([1, 300, 2]):
+            if label == 300:
+                with pytest.raises(InvalidSamples, match="not what int8 holds"):
+                    writer.append("train", VALUES[i : i + 1], IDS[i : i + 1], {"class": [label]})
+                with pytest.raises(InvalidSamples, match="have shape"):
+                    writer.append("train", VALUES[i : i + 1, :2], IDS[i : i + 1], {"class": [3]})
+                assert writer.pending("train") == [range(1, 3)]
+                label = 3
+            writer.append("train", VALUES[i : i + 1], IDS[i : i + 1], {"class": [label]})
+        writer.commit()
+    split = open_cache(tmp_path).splits["train"]
+    np.testing.assert_array_equal(split.labels["class"], [1, 3, 2])
+    np.testing.assert_array_equal(split.read(range(3)), VALUES[:3])
+    assert split.ids == IDS[:3]
+
+
+def test_a_sample_given_up_is_missing_at_the_commit(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 3, (4,), {"class": "int8"})
+    with create(tmp_path, KEY, [spec], FLOAT32) as writer:
+        for i, label in enumerate([1, 300, 2]):
+            with suppress(InvalidSamples):
+                writer.append("train", VALUES[i : i + 1], IDS[i : i + 1], {"class": [label]})
+        with pytest.raises(NotCommitted, match="lacks samples"):
+            writer.commit()
+
+
+def test_a_shard_with_fewer_labels_than_samples_is_written_again(tmp_path: Path) -> None:
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 6))
+    store, plan = LocalStore(tmp_path), read_plan(LocalStore(tmp_path))
+    assert plan is not None
+    entry = read_entry(store, plan, "train", 0, 1)
+    assert entry is not None
+    short = dataclasses.replace(entry, labels={"class": entry.labels["class"][:2]})
+    store.write("record/train/0/1.json", [short.to_bytes(plan, "train", 0, 1)])
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        assert writer.pending("train") == [range(3, 10)]
+
+
+def test_a_shard_holds_samples_of_one_dtype(tmp_path: Path) -> None:
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        writer.append("train", VALUES[:1].astype(np.float16), IDS[:1], {"class": [0]})
+        with pytest.raises(InvalidSamples, match="one dtype, got float16, float32"):
+            append(writer, slice(1, 3))
+
+
+def test_two_ranks_with_the_same_ids_are_not_committed(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 4, (4,), shard_samples=2)
+    writers = [create(tmp_path, KEY, [spec], FLOAT32, rank=rank, world_size=2) for rank in range(2)]
+    for writer in writers:
+        writer.append("train", VALUES[:2], IDS[:2])
+    writers[1].close()
+    with pytest.raises(InvalidSamples, match="two ranks appended the id 'image 0'"):
+        writers[0].commit()
+    writers[0].close()
+    assert inspect(tmp_path).state == "partial"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e39])
+def test_refuses_labels_that_are_not_finite(tmp_path: Path, value: float) -> None:
+    spec = SplitSpec("train", 2, (4,), {"level": "float32"})
+    with (
+        create(tmp_path, KEY, [spec], FLOAT32) as writer,
+        pytest.raises(InvalidSamples, match="not what float32 holds"),
+    ):
+        writer.append("train", VALUES[:2], IDS[:2], {"level": [1.0, value]})
+
+
+def test_refuses_a_range_wider_than_float32() -> None:
+    with pytest.raises(InvalidSamples, match="further apart"):
+        calibrate([np.array([[-3e38, 3e38]], np.float32).reshape(1, 1, 2)])
+
+
+@pytest.mark.parametrize("indices", [[1.7], np.array([True, False, True]), 3, [[1, 2]]])
+def test_refuses_indices_that_are_no_sample_numbers(tmp_path: Path, indices) -> None:  # type: ignore[no-untyped-def]
+    with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
+        append(writer, slice(0, 10))
+        writer.commit()
+    split = open_cache(tmp_path).splits["train"]
+    with pytest.raises(IndexError, match="sample numbers, integers"):
+        split.read(indices)
+    assert len(split.read([])) == 0
