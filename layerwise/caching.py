@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
 from torch import Tensor
 
 import activation_cache
-from activation_cache import Cache, CacheWriter, Calibration, SplitSpec
-from layerwise.errors import NotReady, StoppedEarly, WillNotFit
+from activation_cache import Cache, CacheWriter, Calibration, SplitSpec, Stale
+from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
 from layerwise.feeds import Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stages
 from layerwise.inputs import cached_inputs, nearest_inputs
@@ -36,6 +37,7 @@ def write_cache(setup: Setup, number: int) -> Cache:
 
     Raises:
         NotReady: the module is not frozen.
+        DamagedData: a damaged cache lies there that `repair_cache` mends.
         StoppedEarly: interrupted; whole shards are kept.
     """
     names = [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
@@ -43,17 +45,36 @@ def write_cache(setup: Setup, number: int) -> Cache:
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None
     splits = _within_budget(setup, number, splits, outputs, calibration)
-    key, location = cache_key(setup, number), setup.run.cache(number)
-    stale = activation_cache.inspect(location, key).state == "stale"
-    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
-    with (
-        cache_errors(setup, number),
-        activation_cache.create(
-            location, key, splits, storage(setup), calibration=calibration, replace=stale, reserve=reserve
-        ) as writer,
-    ):
+    with cache_errors(setup, number), _begin(setup, number, splits, calibration) as writer:
         _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
+
+
+def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Calibration | None) -> CacheWriter:
+    """Goes on with an unfinished cache of the same key and splits, and replaces whatever else can be of no use.
+
+    Raises:
+        DamagedData: what lies there can be repaired.
+    """
+    key, location = cache_key(setup, number), setup.run.cache(number)
+    found = activation_cache.inspect(location, key)
+    if found.state == "damaged" and found.key is not None:
+        open_cache(setup, number)  # raises, naming the files and the command that mends them
+    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
+    begin = partial(
+        activation_cache.create, location, key, splits, storage(setup), calibration=calibration, reserve=reserve
+    )
+    if found.state == "damaged":
+        why = "is damaged, and nothing says any more what it was made from"
+    elif found.state == "stale":
+        why = f"was made from something else ({', '.join(activation_cache.differences(found.key or {}, key))})"
+    else:
+        try:
+            return begin()
+        except Stale as error:  # the same key, and other splits
+            why = f"is unfinished, and was to hold something else ({', '.join(error.differences)})"
+    setup.progress.note(f"the cache of module {number} at {location} {why}: it is replaced")
+    return begin(replace=True)
 
 
 def _within_budget(
@@ -108,19 +129,20 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
 
     Raises:
         NotReady: there is no cache, or it is stale: then it has to be written anew.
+        DamagedData: nothing says any more what the cache holds: likewise.
     """
     location, key = setup.run.cache(number), cache_key(setup, number)
     with cache_errors(setup, number):
         found = activation_cache.inspect(location, key)
         if found.state == "stale":
             raise NotReady(f"{found.reason}. Write it with: {cache_command(setup, number)}")
+        if found.state == "damaged" and found.key is None:
+            raise DamagedData(
+                f"{location} cannot be repaired: nothing says any more what it was made from ({found.reason}). "
+                f"Replace it with: {cache_command(setup, number)}"
+            )
         damaged = {} if found.state == "partial" else dict(activation_cache.verify(location).damaged)
-        with activation_cache.repair(location) as writer:
-            if differing := activation_cache.differences(writer.key, key):
-                raise NotReady(
-                    f"{location} was made from something else ({', '.join(differing)}). "
-                    f"Write it with: {cache_command(setup, number)}"
-                )
+        with activation_cache.repair(location, key) as writer:
             names = {name for name, _ in writer.tracks()}
             written = _fill(setup, number, writer, _outputs(setup, number, names))
         slots = mend_window(setup, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from itertools import count
 
@@ -11,8 +12,8 @@ import torch
 import activation_cache
 from activation_cache import SplitSpec
 from layerwise import caching
-from layerwise.caching import write_cache
-from layerwise.errors import StoppedEarly, WillNotFit
+from layerwise.caching import repair_cache, write_cache
+from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
 from layerwise.feeds import Batch, SampleShape
 from layerwise.recipe_loader import apply_overrides
 from layerwise.schedule import run_stage
@@ -101,3 +102,70 @@ def test_samples_that_differ_in_length_make_no_window(setup):
     setup.run = replace(setup.run, recipe=tight)
     with pytest.raises(WillNotFit, match=r"differ in length.*make room for"):
         caching._within_budget(setup, 1, [spec], Sorted(), None)
+
+
+@pytest.fixture
+def written(make_setup):
+    found = make_setup()
+    run_stage(found, 1)
+    write_cache(found, 1)
+    return found
+
+
+def damage(setup, *names):
+    for name in names:
+        path = setup.run.cache(1) / name
+        data = bytearray(path.read_bytes())
+        data[10] ^= 1
+        path.write_bytes(data)
+
+
+def test_a_damaged_cache_is_not_written_over_but_repaired(written):
+    shard = next(p for p in written.run.cache(1).rglob("train/values/0/c/0/*") if p.is_file() or p.is_dir())
+    shutil.rmtree(shard) if shard.is_dir() else shard.unlink()
+    with pytest.raises(DamagedData, match=r"train/values/0/c/0.* is missing.*--repair"):
+        write_cache(written, 1)
+    assert repair_cache(written, 1)["samples"]
+    assert activation_cache.verify(written.run.cache(1)).ok
+
+
+def test_a_damaged_commit_record_is_repaired_without_a_sample(written):
+    damage(written, "record/commit.json")
+    with pytest.raises(DamagedData, match=r"record/commit\.json is damaged.*--repair"):
+        write_cache(written, 1)
+    assert repair_cache(written, 1)["samples"] == 0
+
+
+def test_a_cache_that_lost_both_records_is_replaced(written):
+    damage(written, "record/commit.json", "record/plan.json")
+    with pytest.raises(DamagedData, match=r"cannot be repaired.*Replace it with: layerwise cache --module 1 "):
+        repair_cache(written, 1)
+    write_cache(written, 1)
+    assert activation_cache.verify(written.run.cache(1)).ok
+
+
+def test_an_unfinished_cache_with_half_a_plan_is_replaced(written):
+    (written.run.cache(1) / "record/commit.json").unlink()
+    plan = written.run.cache(1) / "record/plan.json"
+    plan.write_bytes(plan.read_bytes()[:100])
+    write_cache(written, 1)
+    assert activation_cache.verify(written.run.cache(1)).ok
+
+
+def test_repair_of_an_unfinished_cache_of_something_else_deletes_nothing(written, make_setup):
+    (written.run.cache(1) / "record/commit.json").unlink()
+    before = {p for p in written.run.cache(1).rglob("*") if p.is_file()}
+    with pytest.raises(NotReady, match="views"):
+        repair_cache(make_setup(apply_overrides(TINY, ["cache.views=2"])), 1)
+    assert {p for p in written.run.cache(1).rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize("setting", ["cache.probe_splits=false", "cache.views=2"])
+def test_an_unfinished_cache_of_other_settings_is_replaced(written, make_setup, monkeypatch, setting):
+    (written.run.cache(1) / "record/commit.json").unlink()
+    other = make_setup(apply_overrides(TINY, [setting]))
+    notes = []
+    monkeypatch.setattr(other.progress, "note", notes.append)
+    cache = write_cache(other, 1)
+    assert any("it is replaced" in note for note in notes)
+    assert ("test" in cache.splits) == (setting != "cache.probe_splits=false")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import TypeAlias
 
 from .canonical import Json, canonical
-from .errors import FormatError
+from .errors import FormatError, Stale
 from .layout import FORMAT, Storage
 
 Key: TypeAlias = "dict[str, Json]"
@@ -54,6 +54,13 @@ def differences(cached: Mapping[str, Json], wanted: Mapping[str, Json]) -> dict[
         or wanted.get(name, absent) is absent
         or canonical(cached[name]) != canonical(wanted[name])
     }
+
+
+def check_key(cached: Mapping[str, Json], wanted: Mapping[str, Json] | None, location: str) -> None:
+    """Raises Stale if the two keys differ; None asks for no check."""
+    different = differences(cached, wanted) if wanted is not None else {}
+    if different:
+        raise Stale(f"{location} was made from something else: {describe(different)}; write it again", different)
 
 
 def describe(different: Mapping[str, tuple[Json, Json]]) -> str:

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
 from .canonical import Json, digest
-from .errors import Damaged, FormatError, Stale
-from .key import Key, describe, differences
+from .errors import Damaged, FormatError
+from .key import Key, check_key
 from .layout import PLAN, SplitSpec, Storage, grid
 from .order import Indices, epoch_order, rank_slice, windowed_order
 from .quantise import Calibration, dequantise, from_bfloat16
@@ -49,13 +49,6 @@ def open_cache(location: str | Path | Store, key: Mapping[str, Json] | None = No
             list(damaged),
         )  # fmt: skip
     return Cache(store, commit)
-
-
-def check_key(cached: Mapping[str, Json], wanted: Mapping[str, Json] | None, location: str) -> None:
-    """Raises Stale if the two keys differ; None asks for no check."""
-    different = differences(cached, wanted) if wanted is not None else {}
-    if different:
-        raise Stale(f"{location} was made from something else: {describe(different)}; write it again", different)
 
 
 def check_files(store: Store, commit: Commit) -> dict[str, str]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,9 +80,8 @@ def _place(plan: Plan, split: str, view: int, shard: int) -> dict[str, Json]:
 def read_entry(store: Store, plan: Plan, split: str, view: int, shard: int) -> Entry | None:
     """A shard's journal entry, or None where there is none. Raises Damaged."""
     path = journal_path(split, view, shard)
-    try:
-        data = store.read(path)
-    except (FileNotFoundError, NotADirectoryError):
+    data = _read(store, path)
+    if data is None:
         return None
     value = unseal_json(data, path, store.location)
     place = _place(plan, split, view, shard)
@@ -133,9 +133,8 @@ def _plan_bytes(plan: Plan) -> bytes:
 
 def read_plan(store: Store) -> Plan | None:
     """The plan of a cache, finished or not; None where there is none. Raises Damaged or FormatError."""
-    try:
-        data = store.read(PLAN)
-    except (FileNotFoundError, NotADirectoryError):
+    data = _read(store, PLAN)
+    if data is None:
         return None
     value = unseal_json(data, PLAN, store.location)
     check_format(value, store.location)
@@ -156,16 +155,41 @@ class Commit:
 
 def read_commit(store: Store) -> Commit:
     """The commit record. Raises NotCommitted, Damaged or FormatError."""
-    try:
-        data = store.read(COMMIT)
-    except (FileNotFoundError, NotADirectoryError):
+    data = _read(store, COMMIT)
+    if data is None:
         partial = store.size(PLAN) is not None
         what = "is not finished: its writer was stopped before it committed" if partial else "holds no activation cache"
         todo = "write it again with the same key, and it goes on from the last whole shard" if partial else "write it"
-        raise NotCommitted(f"{store.location} {what}; {todo}") from None
+        raise NotCommitted(f"{store.location} {what}; {todo}")
     value = unseal_json(data, COMMIT, store.location)
     check_format(value, store.location)
     return Commit(Plan.from_json(value["plan"]), {path: (size, h) for path, (size, h) in value["files"].items()})
+
+
+def surviving_plan(store: Store) -> Plan:
+    """The plan in the commit record, which is what the shards were committed with; else the one in its own file.
+
+    Raises Damaged where neither can be read: then nothing says what the shards hold.
+    """
+    with suppress(Damaged, NotCommitted):
+        return read_commit(store).plan
+    with suppress(Damaged):
+        if (plan := read_plan(store)) is not None:
+            return plan
+    raise Damaged(
+        f"{store.location} cannot be repaired: its plan and its commit record are both lost; write it again",
+        [PLAN, COMMIT],
+    )
+
+
+def _read(store: Store, path: str) -> bytes | None:
+    """A file of the record, or None where there is none. Raises Damaged for a folder in its place."""
+    try:
+        return store.read(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IsADirectoryError:
+        raise Damaged(f"{store.location}: {path} is a folder; {mend(store.location)}", [path]) from None
 
 
 def check_format(value: Mapping[str, Any], location: str) -> None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from .errors import CacheError, Damaged, NotCommitted
+from .canonical import Json
+from .errors import Damaged, NotCommitted
+from .key import check_key
 from .layout import COMMIT, Plan, SplitSpec, grid, journal_path
-from .record import Entry, read_commit, read_entry, read_plan, shard_file, write_plan
+from .record import Entry, read_entry, shard_file, surviving_plan, write_plan
 from .shard import BadShard, chunk_is_good, decode_chunk, read_index
 from .store import Store, open_store
 from .writer import CacheWriter
 
 
-def repair(location: str | Path | Store, *, reserve: int = 0, threads: int = 1) -> CacheWriter:
+def repair(
+    location: str | Path | Store, key: Mapping[str, Json] | None = None, *, reserve: int = 0, threads: int = 1
+) -> CacheWriter:
     """A writer for what is damaged in the cache at `location`, which is unfinished from here on.
 
     Reads every shard, forgets those that are damaged, and returns a writer whose `pending` says which samples must be
     appended again; `commit` writes all small files anew. Works on a damaged finished cache and on an unfinished one.
     Raises NotCommitted where there is nothing, Damaged where plan and commit record are both lost (then nothing says
-    what the shards hold), Locked while another process writes it.
+    what the shards hold), Stale where they were made from something else than `key`, Locked while another process
+    writes it; in each case nothing has been changed.
     """
     store = open_store(location)
     if next(store.list(), None) is None:
         raise NotCommitted(f"{store.location} holds no activation cache; write it")
     release = store.lock(0, 1)
     try:
-        plan = _surviving_plan(store)
+        plan = surviving_plan(store)
+        check_key(plan.key, key, store.location)
         store.delete(COMMIT)
         write_plan(store, plan)
         for spec in plan.splits:
@@ -40,20 +46,6 @@ def repair(location: str | Path | Store, *, reserve: int = 0, threads: int = 1) 
     except BaseException:
         release()
         raise
-
-
-def _surviving_plan(store: Store) -> Plan:
-    plan: Plan | None = None
-    with suppress(Damaged):
-        plan = read_plan(store)
-    if plan is None:
-        try:
-            plan = read_commit(store).plan
-        except CacheError as error:
-            raise Damaged(
-                f"{store.location} cannot be repaired: its plan and its commit record are both lost; write it again"
-            ) from error
-    return plan
 
 
 def _is_whole(store: Store, plan: Plan, spec: SplitSpec, view: int, shard: int) -> bool:

@@ -110,7 +110,7 @@ class LocalStore:
         """Nothing: `local` made no copy."""
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
-        self._put(path, parts, os.replace)
+        self._put(path, parts, _replace)
 
     def create(self, path: str, data: bytes) -> bool:
         try:
@@ -149,7 +149,10 @@ class LocalStore:
             ) from error
 
     def delete(self, path: str) -> None:
-        (self.root / path).unlink(missing_ok=True)
+        try:
+            (self.root / path).unlink(missing_ok=True)
+        except IsADirectoryError:  # damage: a folder where a file of ours belongs
+            shutil.rmtree(self.root / path)
 
     def clear(self) -> None:
         for folder, _, _ in os.walk(self.root, topdown=False):
@@ -160,7 +163,11 @@ class LocalStore:
         for folder, _, names in os.walk(self.root / prefix):
             for name in names:
                 path = Path(folder, name)
-                yield path.relative_to(self.root).as_posix(), path.stat().st_size
+                try:
+                    size = path.stat().st_size
+                except FileNotFoundError:  # a writer renamed or removed it meanwhile; or a dangling link
+                    continue
+                yield path.relative_to(self.root).as_posix(), size
 
     def free(self) -> int:
         place = self.root
@@ -213,6 +220,14 @@ def _write_all(descriptor: int, parts: Sequence[Bytes | bytes]) -> None:
             rest = memoryview(b"".join(bytes(part) for part in group))[-left:]
             while rest:
                 rest = rest[os.write(descriptor, rest) :]
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    try:
+        os.replace(temporary, target)
+    except IsADirectoryError:  # damage, as in `delete`
+        shutil.rmtree(target)
+        os.replace(temporary, target)
 
 
 def _make_folders(folder: Path) -> list[Path]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from .canonical import Json
 from .errors import CacheError, Damaged, NotCommitted, Stale
-from .key import Key
+from .key import Key, check_key
 from .layout import COMMIT, RECORD, grid
 from .quantise import Calibration
-from .reader import Cache, check_files, check_key
-from .record import finished_shards, read_commit, read_plan, sha256
+from .reader import Cache, check_files
+from .record import finished_shards, read_commit, read_plan, sha256, shard_file, surviving_plan
 from .sources import Shards
 from .store import Store, open_store
 
@@ -26,7 +26,7 @@ class Status:
     reason        what is behind it, for people; empty when valid
     bytes         on disk
     samples       split -> samples there (of all of its views, the fewest)
-    key           what it was made from, as far as that is known
+    key           what it was made from; None where nothing says so: a damaged cache is then not to be repaired
     calibration   for uint8; of a partial cache, what it was begun with and will be gone on with
     """
 
@@ -46,6 +46,8 @@ def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None)
         commit = read_commit(store)
     except NotCommitted as error:
         return _unfinished(store, key, size, str(error))
+    except Damaged as error:
+        return _without_commit(store, key, size, str(error))
     except CacheError as error:
         return Status("damaged", str(error), size, {}, None)
     plan = commit.plan
@@ -57,6 +59,18 @@ def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None)
     damaged = check_files(store, commit)
     reason = "; ".join(f"{path} {why}" for path, why in damaged.items())
     return Status("damaged" if damaged else "valid", reason, size, samples, plan.key, plan.calibration)
+
+
+def _without_commit(store: Store, key: Mapping[str, Json] | None, size: int, reason: str) -> Status:
+    """A cache that was finished, and whose commit record is damaged; the plan may still say what it is."""
+    try:
+        plan = surviving_plan(store)
+        check_key(plan.key, key, store.location)
+    except Stale as error:
+        return Status("stale", str(error), size, {}, plan.key, plan.calibration)
+    except CacheError:
+        return Status("damaged", reason, size, {}, None)
+    return Status("damaged", reason, size, {}, plan.key, plan.calibration)
 
 
 def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason: str) -> Status:
@@ -100,7 +114,8 @@ class Report:
 def verify(location: str | Path | Store) -> Report:
     """Reads every byte of a finished cache and compares it with the record. Raises NotCommitted or FormatError.
 
-    A damaged commit record is reported like any other damaged file; nothing else can be checked then.
+    A damaged commit record is reported like any other damaged file; nothing else can be checked then, nor can the
+    shards of ragged samples whose offsets are damaged.
     """
     store = open_store(location)
     try:
@@ -112,10 +127,17 @@ def verify(location: str | Path | Store) -> Report:
     shards = set()
     for split in cache.splits.values():
         for view in range(split.views):
-            files = split.shards(view)
-            for number in range(split.grid.shards):
-                path = files.files.path(number)
-                shards.add(path)
+            spec = commit.plan.split(split.name)
+            paths = [shard_file(commit.plan, spec, view, number) for number in range(split.grid.shards)]
+            shards.update(paths)
+            try:
+                files = split.shards(view)
+            except Damaged as error:
+                damaged.update(
+                    (path, "is missing, truncated or altered") for path in error.paths if path not in damaged
+                )
+                continue  # without the offsets of ragged samples nothing says how many chunks a shard has
+            for number, path in enumerate(paths):
                 if path in damaged:
                     continue
                 try:

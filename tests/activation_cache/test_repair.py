@@ -12,8 +12,10 @@ from activation_cache import (
     Damaged,
     NotCommitted,
     SplitSpec,
+    Stale,
     Storage,
     create,
+    inspect,
     make_key,
     open_cache,
     repair,
@@ -116,3 +118,54 @@ def test_nothing_to_repair(tmp_path: Path, cache: Path) -> None:
         repair(cache)
     with pytest.raises(CacheError):
         open_cache(cache)
+
+
+def other_plan(location: Path) -> bytes:
+    with create(location, make_key({"weights": "other"}, Storage()), [SplitSpec("train", 5, (2,))], Storage()):
+        return (location / "record/plan.json").read_bytes()
+
+
+def test_the_plan_of_another_cache_destroys_nothing(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (cache / "record/plan.json").write_bytes(other_plan(tmp_path_factory.mktemp("other")))
+    assert inspect(cache).state == "damaged"
+    with repair(cache) as writer:
+        assert fill(writer) == []
+        writer.commit()
+    assert is_right(cache)
+    assert verify(cache).ok
+
+
+def test_nothing_is_deleted_where_another_key_is_wanted(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    (cache / "record/commit.json").unlink()
+    (cache / "record/plan.json").write_bytes(other_plan(tmp_path_factory.mktemp("other")))
+    before = {path: path.read_bytes() for path in cache.rglob("*.json")}
+    with pytest.raises(Stale, match="weights"):
+        repair(cache, make_key({}, Storage()))
+    assert {path: path.read_bytes() for path in cache.rglob("*.json")} == before
+
+
+@pytest.mark.parametrize("path", ["record/commit.json", "record/plan.json", "record/train/0/0.json", "zarr.json"])
+def test_a_folder_in_the_place_of_a_file(cache: Path, path: str) -> None:
+    (cache / path).unlink()
+    (cache / path).mkdir()
+    (cache / path / "something").write_bytes(b"x")
+    assert inspect(cache).state == "damaged"
+    assert path in verify(cache).damaged
+    with pytest.raises(Damaged, match=path):
+        open_cache(cache)
+    with repair(cache) as writer:
+        fill(writer)
+        writer.commit()
+    assert is_right(cache)
+    assert verify(cache).ok
+
+
+def test_what_is_damaged_can_be_repaired_if_anything_says_what_it_is(cache: Path) -> None:
+    key = make_key({}, Storage())
+    damage(cache / "record/commit.json")
+    assert inspect(cache, key).state == "damaged"
+    assert inspect(cache, key).key == key
+    assert inspect(cache, make_key({"weights": "other"}, Storage())).state == "stale"
+    damage(cache / "record/plan.json")
+    assert inspect(cache, key).state == "damaged"
+    assert inspect(cache, key).key is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,19 @@ def test_a_forked_child_does_not_keep_a_lock(tmp_path: Path) -> None:
     os.close(write)
     os.waitpid(child, 0)
     os.close(read)
+
+
+def test_a_file_that_goes_while_others_are_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = LocalStore(tmp_path)
+    for name in ("kept", "going", "kept too"):
+        store.write(name, [b"1"])
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    walk = os.walk
+
+    def going(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
+        for found in walk(root):
+            (tmp_path / "going").unlink()
+            yield found
+
+    monkeypatch.setattr(os, "walk", going)
+    assert dict(store.list()) == {"kept": 1, "kept too": 1}

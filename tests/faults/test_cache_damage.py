@@ -103,3 +103,15 @@ def test_an_edited_shape(cache: Path) -> None:
     assert edited != data
     (cache / path).write_bytes(edited)
     assert is_noticed(cache, path)
+
+
+def test_damaged_offsets_of_ragged_samples_are_reported(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 3, (None, 2), longest=5)
+    with create(tmp_path, make_key({}, Storage()), [spec], Storage()) as writer:
+        writer.append("train", [np.ones((n, 2), np.float32) for n in (2, 5, 3)], ["0", "1", "2"])
+        writer.commit()
+    path = "train/offsets/values/0/c/0/0"
+    data = (tmp_path / path).read_bytes()
+    for damaged in (bytes([data[0] ^ 1]) + data[1:], data[:-1]):
+        (tmp_path / path).write_bytes(damaged)
+        assert list(verify(tmp_path).damaged) == [path]
