@@ -2,7 +2,7 @@
 
 What is written here is written once and whole, which is what object stores do well. Shards are fetched whole when one
 of their samples is first wanted, kept in a local folder for the epochs to come, and mapped from there like those of a
-local cache; the folder is bounded, and what was used longest ago makes room. There is no lock: two writers of one key
+local cache; with a limit, what was fetched longest ago makes room. There is no lock: two writers of one key
 write the same bytes, two of different keys are told apart by the plan, which only one of them can create, and so is
 the commit record.
 """
@@ -35,7 +35,8 @@ class RemoteStore:
     url      s3://bucket/prefix, gs://… or az://…; credentials and endpoint come from the environment, as for the
              provider's own tools, or from `options` (obstore's configuration of that store)
     folder   where fetched shards are kept; a folder of the user's cache directory by default
-    limit    bytes of shards to keep locally; None: all of them. An epoch in random order wants all of them.
+    limit    bytes of shards that a process keeps locally of each view of a split; None: all of them, as always where
+             uncompressed samples share chunks. An epoch in random order wants all of them.
 
     Picklable: connections are made anew in another process.
     """
