@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import activation_cache
 from layerwise.errors import NotReady
 from layerwise.module_cache import cache_errors, cache_key, open_cache
+from layerwise.rolling import rolls
 from layerwise.setup import Setup
 
 
@@ -51,6 +54,32 @@ def stale_caches(setup: Setup) -> dict[int, str]:
         if status.state == "stale":
             found[number] = status.reason
     return found
+
+
+def stale_windows(setup: Setup) -> dict[int, str]:
+    """Module number to reason, for each rolling window of the run that holds what no stage will ever read again."""
+    found = {}
+    for folder in sorted(setup.run.caches.glob("*-window")):
+        number = int(folder.name.removesuffix("-window"))
+        if number > setup.depth:
+            found[number] = f"{folder} is of module {number}, and the recipe has {setup.depth}"
+        elif not rolls(setup, number):
+            found[number] = f"{folder} is a window on module {number}'s outputs, and its cache holds all of them"
+        else:
+            try:
+                key = cache_key(setup, number)
+            except NotReady as error:
+                found[number] = f"{folder}: {error}"
+                continue
+            if changed := {name for slot in folder.glob("slot-*") for name in _differing(slot, key)}:
+                found[number] = f"{folder} was made from something else ({', '.join(sorted(changed))})"
+    return found
+
+
+def _differing(slot: Path, key: Mapping[str, Any]) -> list[str]:
+    """The fields in which a slot differs from the cache that its window belongs to."""
+    own = activation_cache.inspect(slot).key or key
+    return list(activation_cache.differences({n: v for n, v in own.items() if not n.startswith("slot.")}, key))
 
 
 def verify_caches(setup: Setup) -> list[dict[str, Any]]:

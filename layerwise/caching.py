@@ -22,6 +22,7 @@ from layerwise.module_cache import (
     cache_command,
     cache_errors,
     cache_key,
+    cached,
     open_cache,
     storage,
     stored_inputs,
@@ -45,6 +46,8 @@ def write_cache(setup: Setup, number: int) -> Cache:
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None
     splits = _within_budget(setup, number, splits, outputs, calibration)
+    if cached(setup, number):  # only the size of its window had to be settled anew
+        return open_cache(setup, number)
     with cache_errors(setup, number), _begin(setup, number, splits, calibration) as writer:
         _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
@@ -97,7 +100,8 @@ def _within_budget(
     setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}; {whose} {size(room)}")
     rolling: Rolling | None = None
     if needed > room:
-        rolling = read_rolling(setup, number)
+        stale = activation_cache.inspect(location, cache_key(setup, number)).state == "stale"
+        rolling = None if stale else read_rolling(setup, number)  # samples of something else had another size
         whole = [spec for spec in splits if spec.name != "train"]
         train = replace(next(spec for spec in splits if spec.name == "train"), views=1)
         if None in train.shape:

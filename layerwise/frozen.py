@@ -83,6 +83,28 @@ def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
     return record
 
 
+def missing_weights(setup: Setup, number: int) -> str | None:
+    """What to say of a finished stage whose weights are not beside its record; None where they are."""
+    path = setup.run.stage(number) / "module.safetensors"
+    if path.is_file():
+        return None
+    again = f"layerwise stage {number} --fresh --run-dir {setup.run.folder}"
+    return f"{path} is missing: put it back, or train the module again with: {again}"
+
+
+def finished(setup: Setup, number: int) -> dict[str, Any] | None:
+    """The record of a finished stage, or None.
+
+    Raises:
+        NotReady: it was made with other settings or inputs.
+        DamagedData: its weights are missing.
+    """
+    record = stage_record(setup, number)
+    if record is not None and (missing := missing_weights(setup, number)) is not None:
+        raise DamagedData(missing)
+    return record
+
+
 def require_stage(setup: Setup, number: int) -> dict[str, Any]:
     """
     Raises:

@@ -7,10 +7,11 @@ from functools import partial
 
 import activation_cache
 from activation_cache import SplitSpec, Window
+from layerwise.errors import NotReady
 from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stages
 from layerwise.module_cache import as_stored, cache_command, cache_errors, cache_key, cached, open_cache, storage
-from layerwise.rolling import WindowFeed, filling, read_rolling
+from layerwise.rolling import WindowFeed, filling, read_rolling, rolls
 from layerwise.setup import Setup
 
 
@@ -30,7 +31,7 @@ def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     """What module `number` reads, from the cache below it where that is valid and has these splits, else from the
     dataset.
     """
-    whole = number > 1 and read_rolling(setup, number - 1) is None
+    whole = number > 1 and not rolls(setup, number - 1)
     if whole and setup.recipe.feed == "cache" and cached(setup, number - 1):
         feed = cached_inputs(setup, number)
         if set(splits) <= set(feed.splits()):
@@ -44,9 +45,14 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
     cache, batch_size = open_cache(setup, below), setup.recipe.training.batch_size
     mend = f"{cache_command(setup, below)} --repair"
     feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
+    if not rolls(setup, below):
+        return feed
     rolling = read_rolling(setup, below)
     if rolling is None:
-        return feed
+        raise NotReady(
+            f"the window on the outputs of module {below} was made for another --cache-budget than "
+            f"{setup.recipe.cache.budget}. Settle its size anew with: {cache_command(setup, below)}"
+        )
     split = next(iter(cache.splits.values()))
     location, kept = setup.run.window(below), storage(setup)
     source = DatasetFeed(setup.splits, batch_size, setup.order_seed(number))

@@ -19,7 +19,7 @@ import activation_cache
 from activation_cache import Cache, CacheError, Storage
 from layerwise.errors import DamagedData, NotReady, RunLocked, WillNotFit
 from layerwise.frozen import frozen_digests
-from layerwise.rolling import read_rolling
+from layerwise.rolling import read_rolling, rolls
 from layerwise.setup import Setup
 
 CALIBRATION_SAMPLES = 512  # where a sample has one number a channel, 64 leave an error twice as large
@@ -44,8 +44,8 @@ def cache_key(setup: Setup, number: int) -> dict[str, Any]:
     }
     if (stored := stored_inputs(setup, number)) is not None:
         causes["inputs"] = stored
-    if rolling := read_rolling(setup, number):
-        causes["window"] = rolling.identity  # such a cache has no training samples: they are in the window
+    if rolls(setup, number):
+        causes["window"] = True  # such a cache has no training samples: they are in the window
     return activation_cache.make_key(causes, storage(setup))
 
 
@@ -55,7 +55,7 @@ def stored_inputs(setup: Setup, number: int) -> str | None:
     None where they are computed from the exact values, for which a float32 cache and the frozen modules serve alike.
     """
     cache = setup.recipe.cache
-    if number == 1 or setup.recipe.feed != "cache" or cache.dtype == "float32" or read_rolling(setup, number - 1):
+    if number == 1 or setup.recipe.feed != "cache" or cache.dtype == "float32" or rolls(setup, number - 1):
         return None
     return cache.dtype
 
@@ -101,5 +101,9 @@ def cache_command(setup: Setup, number: int) -> str:
 
 
 def cached(setup: Setup, number: int) -> bool:
-    """Whether module `number`'s cache is whole and made from what the recipe asks for."""
+    """Whether module `number`'s cache is whole, made from what the recipe asks for, and its window, if it has one, of
+    the size that the budget allows.
+    """
+    if rolls(setup, number) and read_rolling(setup, number) is None:
+        return False
     return activation_cache.inspect(setup.run.cache(number), cache_key(setup, number)).state == "valid"

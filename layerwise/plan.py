@@ -58,8 +58,11 @@ class Plan:
     """Bytes of the caches that are still to be written, at their best compression and within the budget for caches;
     None where the number of samples is not known."""
     disk_free: int
-    memory_free: int | None
-    """Bytes that the budget, or else the device, has to give; None where that is not known."""
+    memory: int | None
+    """Bytes that there are for a stage: the budget; else what the GPU has free; else all memory of the machine. None
+    where that is not known."""
+    memory_of: str
+    """Which of these it is."""
     problems: Sequence[str]
 
     @property
@@ -78,9 +81,10 @@ class Plan:
         disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
         if self.disk_needed is not None and self.disk_needed > self.disk_free:
             disk += ", more than there is, and so in windows that roll,"
-        memory_ = size(self.peak) + (f" of {size(self.memory_free)}" if self.memory_free is not None else "")
+        there = f" of the {size(self.memory)} {self.memory_of}" if self.memory is not None else ""
         return (
-            f"fits: at most {memory_} of memory (predicted), {disk} of {size(self.disk_free)} of free disk for caches"
+            f"fits: at most {size(self.peak)} of memory (predicted){there}; {disk} of {size(self.disk_free)} of free "
+            "disk for caches"
         )
 
 
@@ -94,13 +98,14 @@ def make_plan(setup: Setup) -> Plan:
     samples, facts = _samples(setup)
     shapes, weights = _outputs(recipe, samples.shape, samples.shape)
     counts = [] if facts is None else _counts(recipe, facts, samples.shape)
-    available = _memory_free(setup)
+    available, whose = _memory(setup)
     stages, problems = [], []
     for group in recipe.groups(len(shapes)):
         found, problem = _fit(setup, group, samples)
         if problem is None and found is not None and available is not None and found.footprint.peak > available:
             problem = (
-                f"stage {group[-1]} takes {size(found.footprint.peak)} (predicted), and {size(available)} are free"
+                f"stage {group[-1]} takes {size(found.footprint.peak)} (predicted), more than the {size(available)} "
+                f"{whose}"
             )
         if problem is not None and found is None and recipe.training.max_memory is None:
             problem = None  # it could not be told, which is no reason not to run
@@ -130,7 +135,7 @@ def make_plan(setup: Setup) -> Plan:
                 "--cache-budget, or --feed recompute"
             )
     needed = _disk_needed(recipe, stages) if facts is not None else None
-    return Plan(stages, recipe.cache.dtype, needed, free, available, problems)
+    return Plan(stages, recipe.cache.dtype, needed, free, available, whose, problems)
 
 
 def require_fit(setup: Setup) -> Plan:
@@ -219,12 +224,12 @@ def _disk_free(folder: Path) -> int:
     return shutil.disk_usage(place).free
 
 
-def _memory_free(setup: Setup) -> int | None:
-    """The budget; else what the GPU has free; else the memory of the machine."""
+def _memory(setup: Setup) -> tuple[int | None, str]:
+    """The bytes that there are, and what they are."""
     if setup.recipe.training.max_memory is not None:
-        return setup.recipe.training.max_memory
+        return setup.recipe.training.max_memory, "that the budget allows"
     if setup.device.type == "cuda":
-        return torch.cuda.mem_get_info(setup.device)[0]
+        return torch.cuda.mem_get_info(setup.device)[0], "that the GPU has free"
     if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return None
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), "that this machine has in all"
+    return None, ""

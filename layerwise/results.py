@@ -11,7 +11,7 @@ import torch
 import activation_cache
 from layerwise.cache_report import describe_cache
 from layerwise.errors import DamagedData, NotReady
-from layerwise.frozen import stage_record
+from layerwise.frozen import missing_weights, stage_record
 from layerwise.module_cache import cache_key, cached
 from layerwise.probe import probe_record
 from layerwise.run import Run, read_lines
@@ -102,7 +102,7 @@ def _machine(setup: Setup) -> dict[str, str]:
 
 def status(setup: Setup) -> dict[str, Any]:
     """The state of each module: trained, unfinished, stale or damaged (and why), or not yet; unknown where a damaged
-    record below would tell; of its cache; its probe's accuracy.
+    record below would tell; of its cache, with the bytes of its rolling window; its probe's accuracy.
     """
     modules = []
     for number in range(1, setup.depth + 1):
@@ -131,9 +131,7 @@ def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
         return {"state": "stale", "reason": str(error)}
     except DamagedData as error:
         return {"state": "unknown", "reason": str(error)}
-    if record is not None and not (folder / "module.safetensors").is_file():
-        again = f"layerwise stage {number} --fresh --run-dir {setup.run.folder}"
-        missing = f"{folder / 'module.safetensors'} is missing: put it back, or train the module again with: {again}"
+    if record is not None and (missing := missing_weights(setup, number)) is not None:
         return {"state": "damaged", "reason": missing}
     if record is not None:
         return {"state": "trained", "epochs": record["epochs"], "seconds": record["seconds"]}
@@ -148,13 +146,14 @@ def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
 
 def _cache_state(setup: Setup, number: int) -> dict[str, Any]:
     location = setup.run.cache(number)
+    window = activation_cache.inspect(setup.run.window(number)).bytes
     try:
         found = activation_cache.inspect(location, cache_key(setup, number))
     except (NotReady, DamagedData) as error:  # what it should have been made from is not there to compare it with
         found = activation_cache.inspect(location)
         if found.state == "valid":
-            return {"state": "unknown", "reason": str(error), "bytes": found.bytes}
-    return {"state": found.state, "reason": found.reason, "bytes": found.bytes}
+            return {"state": "unknown", "reason": str(error), "bytes": found.bytes + window}
+    return {"state": found.state, "reason": found.reason, "bytes": found.bytes + window}
 
 
 def _probe_state(setup: Setup, part: int) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ splits that are judged on (validation, probe, test) are always stored whole.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
@@ -39,7 +40,9 @@ SLOTS = 4  # a fifth of the budget is for the one that is being filled
 
 @dataclass(frozen=True)
 class Rolling:
-    """How a window rolls; settled when it is first written, so that a training can be resumed to the bit."""
+    """How a window rolls. Its size is settled when it is first written, so that a training can be resumed to the bit:
+    what is free on the disk changes.
+    """
 
     slots: int
     slot_samples: int
@@ -51,30 +54,33 @@ class Rolling:
         return asdict(self)
 
 
+def rolls(setup: Setup, number: int) -> bool:
+    """Whether the cache of module `number` was written without its training samples: a window holds some of them."""
+    return _note(setup, number).exists()
+
+
 def read_rolling(setup: Setup, number: int) -> Rolling | None:
-    """How the cache of module `number` rolls, or None where all of it is stored, or nothing yet."""
+    """How the window on the outputs of module `number` rolls; None where there is none, or where it was settled for
+    another budget.
+    """
     known = read_json(_note(setup, number))
-    if known is None or known.pop("asked") != _asked(setup):
+    if known is None or known.pop("budget") != setup.recipe.cache.budget:
         return None
-    return Rolling(**known)
+    return Rolling(**known, epochs=setup.recipe.cache.window_epochs)
 
 
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
-    """Note how a cache rolls, or that it does not, before it is written."""
+    """Note how a cache rolls, or that it does not, before it is written: then no window is left beside it."""
     if rolling is None:
         _note(setup, number).unlink(missing_ok=True)
+        shutil.rmtree(setup.run.window(number), ignore_errors=True)
     else:
-        write_json(_note(setup, number), {"asked": _asked(setup), **asdict(rolling)})
+        sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
+        write_json(_note(setup, number), {"budget": setup.recipe.cache.budget, **sizes})
 
 
 def _note(setup: Setup, number: int) -> Path:
     return setup.run.caches / f"{number}.window.json"
-
-
-def _asked(setup: Setup) -> dict[str, Any]:
-    """What the user can change about it."""
-    cache = setup.recipe.cache
-    return {"budget": cache.budget, "epochs": cache.window_epochs, "dtype": cache.dtype}
 
 
 def mend_window(setup: Setup, number: int) -> list[str]:

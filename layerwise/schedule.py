@@ -12,7 +12,7 @@ from layerwise.caching import write_cache
 from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
-from layerwise.frozen import freeze, require_stage, stage_identity, stage_record
+from layerwise.frozen import finished, freeze, require_stage, stage_identity
 from layerwise.inputs import stage_inputs
 from layerwise.module_cache import cached
 from layerwise.noise import NoisyFeed
@@ -35,7 +35,7 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     setup.require_module(number)
     if len(setup.group(number)) > 1:
         return run_together(setup, fresh=fresh)[number - 1]
-    if not fresh and (record := stage_record(setup, number)) is not None:
+    if not fresh and (record := finished(setup, number)) is not None:
         setup.progress.note(f"module {number} is trained and frozen already")
         return record
     feed = stage_inputs(setup, number)
@@ -50,7 +50,7 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     if fresh:
         setup.forget_dataset()
     numbers = setup.group(1)
-    done = [] if fresh else [stage_record(setup, number) for number in numbers]
+    done = [] if fresh else [finished(setup, number) for number in numbers]
     if not done or None in done:
         _train_and_freeze(setup, numbers, stage_inputs(setup, 1), fresh)
     else:

@@ -276,11 +276,13 @@ def test_a_window_instead_of_the_whole(trained, dtype):
     # Module 3's outputs are computed from the dataset then: from unrounded values.
     assert found == {("cache", 2), ("stage", 3)} | ({("cache", 3)} if dtype != "float32" else set())
     before = identities(setup)
-    for other in (replace(window, slots=5), replace(window, slot_samples=11), replace(window, epochs=3)):
+    for other in (replace(window, slots=5), replace(window, slot_samples=11)):
         settle_rolling(setup, 2, other)
-        assert changed(before, setup) == {("cache", 2), ("stage", 3)}
+        assert changed(before, setup) == {("stage", 3)}, "what is stored whole stays what it is"
     settle_rolling(setup, 2, window)
     assert changed(before, setup) == set()
+    for field in ("window_epochs=7", "budget=1000000000"):
+        assert changed(before, trained(apply_overrides(recipe, [f"cache.{field}"]))) == {("stage", 3)}, field
 
 
 @pytest.mark.parametrize("dtype", ["float32", "uint8"])

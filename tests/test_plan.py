@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -64,6 +65,14 @@ def test_nor_where_the_disk_is(make_setup, monkeypatch) -> None:
     with pytest.raises(WillNotFit, match=r"the cache of module 1 takes .* 1000 B for it: choose another --run-dir"):
         require_fit(make_setup())
     assert plan_of(make_setup, "feed=recompute").fits
+
+
+def test_which_memory_is_meant_is_said(make_setup, monkeypatch) -> None:
+    assert f"of the {size(50_000_000)} that the budget allows" in str(plan_of(make_setup, "training.max_memory=50MB"))
+    assert "that this machine has in all" in str(plan_of(make_setup))
+    monkeypatch.setattr(os, "sysconf", lambda name: {"SC_PHYS_PAGES": 10, "SC_PAGE_SIZE": 4096}[name])
+    with pytest.raises(WillNotFit, match=r"stage 1 takes .* more than the 40.0 KiB that this machine has in all"):
+        require_fit(make_setup())
 
 
 def test_what_more_than_fills_the_disk_rolls(make_setup, monkeypatch) -> None:

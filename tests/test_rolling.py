@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 
 import activation_cache
+from layerwise.cache_report import stale_windows
 from layerwise.caching import write_cache
-from layerwise.errors import StoppedEarly, WillNotFit
+from layerwise.errors import NotReady, StoppedEarly, WillNotFit
 from layerwise.inputs import stage_inputs
 from layerwise.module_cache import cached
+from layerwise.results import status
 from layerwise.rolling import read_rolling
 from layerwise.schedule import run_stage
 from layerwise.storage import read_json
@@ -117,3 +119,55 @@ def test_room_for_all_makes_no_window(begun):
 def test_no_room_at_all(begun):
     with pytest.raises(WillNotFit, match="at least"):
         begun(budget=30_000)
+
+
+def test_what_is_stored_whole_stays_under_another_window(begun, make_setup):
+    before = begun()
+    commit = (before.run.cache(1) / "record/commit.json").read_bytes()
+    run_stage(before, 2)
+    sparser = make_setup(recipe(window_epochs=2))
+    assert cached(sparser, 1)
+    smaller = make_setup(recipe(budget=4_000_000))
+    assert not cached(smaller, 1)
+    with pytest.raises(NotReady, match=r"another --cache-budget .* layerwise cache --module 1"):
+        stage_inputs(smaller, 2)
+    write_cache(smaller, 1)
+    assert (smaller.run.cache(1) / "record/commit.json").read_bytes() == commit
+    assert read_rolling(smaller, 1).slot_samples < read_rolling(begun("again"), 1).slot_samples
+    with pytest.raises(NotReady, match="other settings"):
+        run_stage(smaller, 2)
+    run_stage(smaller, 2, fresh=True)
+    assert bytes_in(smaller.run.caches) <= 4_000_000
+
+
+def test_a_window_on_something_else_is_sized_anew(begun, make_setup):
+    small = {"budget": 900_000, "probe_splits": False}
+    half = begun("one", dtype="float16", **small)
+    whole = make_setup(recipe(dtype="float32", **small), "one")
+    write_cache(whole, 1)
+    expected = read_rolling(begun("two", dtype="float32", **small), 1)
+    assert read_rolling(whole, 1) == expected
+    assert read_rolling(half, 1) == expected, "it is the one note of the run"
+    run_stage(whole, 2)
+    assert bytes_in(whole.run.caches) <= 900_000
+
+
+def test_status_counts_the_window_and_nothing_of_it_is_left_behind(begun, make_setup):
+    setup = begun()
+    run_stage(setup, 2)
+    told = status(setup)["modules"][0]["cache"]
+    assert told["state"] == "valid"
+    window = bytes_in(setup.run.window(1))
+    assert told["bytes"] == bytes_in(setup.run.cache(1)) + window > window > 0
+    assert stale_windows(setup) == {}
+    other = make_setup(recipe(dtype="float16"))
+    assert list(stale_windows(other)) == [1]
+    assert "dtype" in stale_windows(other)[1]
+    roomy = make_setup(recipe(budget=10**9))
+    kept = setup.run.window(1).rename(setup.run.folder / "kept")
+    setup.run.window(1).mkdir()
+    write_cache(roomy, 1)
+    assert "train" in activation_cache.open_cache(roomy.run.cache(1)).splits
+    assert not roomy.run.window(1).exists()
+    kept.rename(roomy.run.window(1))
+    assert "holds all of them" in stale_windows(roomy)[1]

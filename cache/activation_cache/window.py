@@ -10,7 +10,7 @@ nothing is ever changed in place: every slot is committed, checked and keyed lik
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -106,14 +106,16 @@ class Window:
         """The slots of a turn."""
         return range(turn, turn + self.slots)
 
-    def evict(self, turn: int) -> None:
+    def evict(self, turn: int, own: Collection[int] = ()) -> None:
         """Removes the slots that a turn neither reads nor fills, and those made from something else: beside its own
         they would take more than the window may. Whoever still reads one keeps what is mapped.
+
+        `own`: slots that the caller has written itself, or is writing; they are not looked into.
         """
         for folder in sorted(self.location.glob("slot-*")):
             slot = int(folder.name.removeprefix("slot-"))
             wanted = turn <= slot <= turn + self.slots
-            if not wanted or inspect(folder, self.slot_key(slot)).state == "stale":
+            if not wanted or (slot not in own and inspect(folder, self.slot_key(slot)).state == "stale"):
                 (folder / "record/commit.json").unlink(missing_ok=True)  # first: half a cache is no cache
                 shutil.rmtree(folder)
 
@@ -203,7 +205,7 @@ class Filler:
 
         Raises whatever writing one of its slots met.
         """
-        self._window.evict(turn)
+        self._window.evict(turn, self._jobs)
         for slot in self._window.live(turn):
             self._begin(slot)
         for slot in self._window.live(turn):

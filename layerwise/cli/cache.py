@@ -25,20 +25,27 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         raise click.UsageError("give --module N, alone or with --repair; or --prune, which looks at all modules")
     with setup_for(options, purpose="cache --prune" if prune else f"cache {number}") as setup:
         import activation_cache
-        from layerwise.cache_report import describe_cache, stale_caches
+        from layerwise.cache_report import describe_cache, stale_caches, stale_windows
         from layerwise.caching import repair_cache, write_cache
         from layerwise.module_cache import cached
         from layerwise.render.tables import cache_table, prune_table, repair_table
 
         if prune:
-            stale = stale_caches(setup)
-            for reason in stale.values():
+            stale, windows = stale_caches(setup), stale_windows(setup)
+            for reason in (*stale.values(), *windows.values()):
                 click.echo(reason, err=True)
-            agreed = bool(stale) and (yes or click.confirm(f"remove {len(stale)} stale cache(s)?", err=True))
+            count = len(stale) + len(windows)
+            agreed = count > 0 and (yes or click.confirm(f"remove {count} stale cache(s)?", err=True))
             for module in stale if agreed else ():
                 activation_cache.remove(setup.run.cache(module))
-                shutil.rmtree(setup.run.window(module), ignore_errors=True)
-            outcome = {"stale": stale, "removed": list(stale) if agreed else []}
+            for module in windows if agreed else ():
+                shutil.rmtree(setup.run.window(module))
+            outcome = {
+                "stale": stale,
+                "removed": list(stale) if agreed else [],
+                "stale_windows": windows,
+                "removed_windows": list(windows) if agreed else [],
+            }
             emit(options, outcome, lambda: prune_table(outcome))
             return
         assert number is not None

@@ -67,8 +67,9 @@ def cache_table(facts: Mapping[str, Any], *, last: bool) -> None:
 
 
 def prune_table(outcome: Mapping[str, Any]) -> None:
-    kept = f", {len(outcome['stale'])} found" if len(outcome["removed"]) != len(outcome["stale"]) else ""
-    show(f"{len(outcome['removed'])} stale caches removed{kept}")
+    found = len(outcome["stale"]) + len(outcome["stale_windows"])
+    removed = len(outcome["removed"]) + len(outcome["removed_windows"])
+    show(f"{removed} stale caches removed" + (f", {found} found" if removed != found else ""))
 
 
 def repair_table(outcome: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -13,18 +14,21 @@ from activation_cache import (
     DoesNotFit,
     Filler,
     SplitSpec,
+    Status,
     Storage,
     Window,
     available,
     calibrate,
     create,
     estimate,
+    inspect,
     make_key,
     measured_ratio,
     open_cache,
     repair,
     slot_samples,
 )
+from activation_cache.key import Key
 from activation_cache.writer import CacheWriter
 
 
@@ -166,6 +170,23 @@ def test_begun_again_a_window_takes_no_more_than_its_slots(window: Window) -> No
         other.evict(18)
         assert not any(folder.exists() for folder in stale)
         filler.turn(18)
+
+
+def test_a_slot_that_is_being_written_is_not_looked_into(window: Window, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its files come and go."""
+    with Filler(window, fill) as filler:
+        filler.turn(0)
+        caller, looked = threading.get_ident(), []
+
+        def looks(folder: Path, key: Key) -> Status:
+            if threading.get_ident() == caller:
+                looked.append(folder.name)
+            return inspect(folder, key)
+
+        monkeypatch.setattr("activation_cache.window.inspect", looks)
+        filler.turn(1)
+        filler.turn(2)
+    assert looked == []
 
 
 def test_what_fails_in_the_background_is_told(window: Window) -> None:

@@ -127,3 +127,14 @@ def test_a_damaged_slot_of_a_window_is_removed_and_computed_again(rolling):
     assert "1 damaged slots" in rolling("cache", "--module", 1, "--repair").stdout
     assert not (WINDOW / "slot-000002").exists()
     assert rolling("stage", 2, "--fresh").exit_code == 0
+
+
+def test_a_stale_window_is_pruned(rolling):
+    assert rolling("cache", "--prune", "--yes").stdout.startswith("0 stale")
+    shutil.copytree(WINDOW, "kept")
+    assert rolling("cache", "--module", 1, *ROLLING, "--cache-budget", "1GB").exit_code == 0
+    assert not WINDOW.exists()
+    shutil.copytree("kept", WINDOW)
+    assert json.loads(rolling("cache", "--prune", "--yes", "--json").stdout)["removed_windows"] == [1]
+    assert not WINDOW.exists()
+    assert CACHE.exists()

@@ -55,6 +55,9 @@ def test_missing_weights(run: Path) -> None:
     (run / "stages" / "2" / "module.safetensors").unlink()
     assert states("stage") == ["trained", "damaged", "not trained"]
     assert "layerwise stage 2 --fresh" in call("status").stdout
+    refused = call("stage", "2")
+    assert refused.exit_code == 65
+    assert "layerwise stage 2 --fresh" in refused.stderr
     assert call("stage", "2", "--fresh").exit_code == 0
     assert states("stage") == ["trained", "trained", "not trained"]
 
