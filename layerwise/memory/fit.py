@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from layerwise.errors import WillNotFit
+from layerwise.errors import RecipeError, Unpredictable, WillNotFit
 from layerwise.memory.predict import Footprint, Samples, Step, predict
 from layerwise.recipe import Recipe
 from layerwise.step import train_step
@@ -42,8 +42,8 @@ def fit(
     host_apart: bool = True,
     step: Step = train_step,
 ) -> Fit:
-    """The largest of batch, half of it, a quarter, … that stays under `training.max_memory`, and where none does, the
-    smallest with activation checkpointing; without a budget, what the recipe says.
+    """The largest of what the recipe takes at once, half of it, a quarter, … that stays under `training.max_memory`,
+    and where none does, the smallest with activation checkpointing; without a budget, what the recipe says.
 
     Raises:
         WillNotFit: not even the smallest micro-batch does; the message says what would.
@@ -61,7 +61,16 @@ def fit(
         if budget is None or footprint.peak <= budget:
             return tried[-1]
     assert budget is not None
-    raise WillNotFit(_refusal(recipe, numbers, budget, min(tried, key=lambda fit: fit.footprint.peak)))
+    least = min(tried, key=lambda fit: fit.footprint.peak)
+
+    def fits(other: Recipe, modules: Sequence[int]) -> bool:
+        try:
+            found = predict(least.applied(other), modules, samples, host_apart=host_apart, step=step)
+        except (RecipeError, Unpredictable):  # some objectives compare the samples of a batch, and need several
+            return False
+        return found.peak <= budget
+
+    raise WillNotFit(_refusal(recipe, numbers, budget, least, list(_advice(recipe, numbers, fits))))
 
 
 def _ways(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[tuple[int | None, bool]]:
@@ -70,8 +79,8 @@ def _ways(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[
     yield micro_batch, training.checkpointing
     if training.max_memory is None:
         return
-    if micro_batch is None and _coupled(recipe, numbers, samples) is None:
-        micro_batch = training.batch_size
+    if _coupled(recipe, numbers, samples) is None:
+        micro_batch = training.batch_size if micro_batch is None else micro_batch
         while micro_batch > 1:
             micro_batch = (micro_batch + 1) // 2
             yield micro_batch, training.checkpointing
@@ -86,23 +95,33 @@ def _coupled(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> str | 
     return next((layer for layer in layers if layer is not None), None)
 
 
-def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit) -> str:
+def _advice(recipe: Recipe, numbers: Sequence[int], fits: Callable[[Recipe, Sequence[int]], bool]) -> Iterator[str]:
+    """What else to change so that the modules fit, of what is predicted to be enough."""
+    training = recipe.training
+    if training.precision == "fp32":
+        half = training.model_copy(update={"precision": "bf16"})
+        if fits(recipe.model_copy(update={"training": half}), numbers):
+            yield "--set training.precision=bf16"
+    if len(numbers) > 1:
+        alone = recipe.model_copy(update={"schedule": "iterative"})
+        if all(fits(alone, [number]) for number in numbers):
+            yield "--schedule iterative"
+    size_ = training.batch_size
+    while size_ > 1:
+        size_ = (size_ + 1) // 2
+        smaller = training.model_copy(update={"batch_size": size_})
+        if fits(recipe.model_copy(update={"training": smaller}), numbers):
+            yield f"--set training.batch_size={size_}"
+            return
+
+
+def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit, advice: Sequence[str]) -> str:
     footprint, training = least.footprint, recipe.training
     whom = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]} to {numbers[-1]} together"
     rest = footprint.peak - footprint.floor
-    advice = [f"--max-memory {-(-footprint.peak // 10**6)}MB"]
-    if least.micro_batch not in (None, 1) and training.micro_batch is not None:
-        advice.append("a smaller --micro-batch")
-    if training.precision == "fp32":
-        advice.append("--set training.precision=bf16")
-    if len(numbers) > 1:
-        advice.append("--schedule iterative")
-    if training.batch_size > 1:
-        advice.append("a smaller training.batch_size")
-    advice.append("a network cut into more modules")
     return (
         f"{whom} in {least} (batch {training.batch_size}) need {size(footprint.peak)} (predicted: parameters, "
         f"gradients and optimiser {size(footprint.floor)}, inputs and activations {size(rest)}), and the "
         f"budget is {size(budget)}. "
-        f"What would fit: {', or '.join(advice)}"
+        f"What would fit: {', or '.join([f'--max-memory {-(-footprint.peak // 10**6)}MB', *advice])}"
     )

@@ -17,7 +17,7 @@ from layerwise.nets.module import Encoded, Module
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.objective import Context, Objective
 from layerwise.recipe import NetworkSettings, ObjectiveSettings, Recipe, Shape
-from layerwise.recipe_loader import load_recipe
+from layerwise.recipe_loader import load_recipe, resolve_recipe
 from layerwise.seeding import seeded
 from layerwise.setup import make_learner
 from layerwise.step import Arithmetic, train_step
@@ -134,6 +134,37 @@ def test_what_a_refusal_advises_fits() -> None:
     assert refused.value.exit_code == 3
     advised = int(str(refused.value).split("--max-memory ")[1].split("MB")[0]) * 10**6
     assert fit(change(SMALL, max_memory=advised), [1, 2, 3], SAMPLES).footprint.peak <= advised
+
+
+def test_a_budget_goes_below_the_recipes_own_micro_batch() -> None:
+    four, one = (predict(change(SMALL, micro_batch=m), [2], SAMPLES).peak for m in (4, 1))
+    assert one < four
+    assert fit(change(SMALL, micro_batch=4, max_memory=four), [2], SAMPLES).micro_batch == 4
+    assert fit(change(SMALL, micro_batch=4, max_memory=one), [2], SAMPLES).micro_batch == 1
+
+
+def test_a_refusal_advises_only_what_was_predicted_to_fit() -> None:
+    hopeless = change(SMALL, micro_batch=4, max_memory=1000)
+    with pytest.raises(WillNotFit, match=r"What would fit: --max-memory \d+MB$"):
+        fit(hopeless, [1, 2, 3], SAMPLES)
+    together = change(SMALL.model_copy(update={"schedule": "simultaneous"}), micro_batch=1)
+    least = fit(change(together, checkpointing=True), [1, 2, 3], SAMPLES).footprint.peak
+    with pytest.raises(WillNotFit) as refused:
+        fit(change(together, max_memory=least - 1), [1, 2, 3], SAMPLES)
+    told = str(refused.value)
+    assert "--schedule iterative" in told
+    assert "--micro-batch" not in told
+    if "training.batch_size=" in told:
+        smaller = int(told.split("training.batch_size=")[1])
+        assert fit(change(together, batch_size=smaller, max_memory=least - 1), [1, 2, 3], SAMPLES)
+    for number in (1, 2, 3):
+        assert fit(change(SMALL, micro_batch=1, max_memory=least - 1), [number], SAMPLES)
+
+
+def test_a_refusal_advises_no_batch_that_the_objective_refuses() -> None:
+    recipe = resolve_recipe("digits", ["method=dim", "training.batch_size=2", "training.max_memory=1000"])
+    with pytest.raises(WillNotFit, match=r"What would fit: --max-memory \d+MB$"):
+        fit(recipe, [1], Samples(*recipe.dataset.expects()))
 
 
 class Strange(NetworkSettings):
