@@ -13,18 +13,21 @@ from __future__ import annotations
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import torch
+from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from benchmarks.machine import in_words, machine
 from layerwise.memory import fit, measure
 from layerwise.memory.predict import stage_batch
 from layerwise.memory.rows import STEPS, Asked, Row, row_recipe, samples_of
+from layerwise.nets.module import Module
 from layerwise.seeding import seeded
 from layerwise.setup import make_learner
 from layerwise.step import Arithmetic, Learner
@@ -111,12 +114,31 @@ def _learners(
         modules = recipe.network.modules(samples.shape)
     numbers = row.modules or range(1, len(modules) + 1)
     batch = stage_batch(recipe, modules[: numbers[0] - 1], samples)
-    batch.inputs.copy_(torch.randn(batch.inputs.shape, generator=torch.Generator().manual_seed(0)).relu_())
+    batch.inputs.copy_(_inputs(modules[: numbers[0] - 1], len(batch), samples.shape))
     learners = [
         make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device) for number in numbers
     ]
     arithmetic = Arithmetic(device, recipe.training.precision, recipe.training.micro_batch, recipe.seed)
     return learners, lambda those, number: STEPS[row.step](those, batch, number, arithmetic)
+
+
+def _inputs(below: Sequence[Module], count: int, shape: tuple[int, ...]) -> Tensor:
+    """What a stage is fed: crops of the two photographs that scikit-learn ships (noise, where samples are no pictures)
+    through the modules below. Noise alone makes gradients that cancel, and the rounding errors of such are large.
+    """
+    drawn = np.random.default_rng(0)
+    if len(shape) == 3:
+        grey = [picture.mean(axis=2) for picture in load_sample_images().images]
+        corners = [(drawn.integers(0, 427 - shape[1]), drawn.integers(0, 640 - shape[2])) for _ in range(count)]
+        crops = [grey[i % 2][top : top + shape[1], left : left + shape[2]] for i, (top, left) in enumerate(corners)]
+        x = torch.tensor(np.stack(crops), dtype=torch.float32)[:, None].expand(-1, shape[0], -1, -1)
+        x = (x - x.mean()) / x.std()
+    else:
+        x = torch.tensor(drawn.standard_normal((count, *shape)), dtype=torch.float32)
+    with torch.no_grad():
+        for module in below:
+            x = torch.cat([module(part).output for part in x.split(1)])
+    return x
 
 
 def _gradient_difference(asked: Asked, number: int, device: torch.device) -> float:

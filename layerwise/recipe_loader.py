@@ -73,6 +73,27 @@ def heeded(source: str, overrides: Sequence[str]) -> list[str]:
     return [override for override in overrides if override not in lost]
 
 
+def require_heeded(recipe: Recipe) -> None:
+    """Hold a recipe to fields that mean something in its schedule.
+
+    Raises:
+        RecipeError: one is set that would be ignored.
+    """
+    together = recipe.schedule == "simultaneous"
+    if not together and recipe.training.update_every != (1,):
+        raise RecipeError(
+            f"training.update_every = {list(recipe.training.update_every)} would have no effect: it counts the steps "
+            "of modules that are trained together, and these are trained one after another. Train them together with "
+            "--schedule simultaneous, or leave it at --set training.update_every=[1]"
+        )
+    if together and recipe.together is None and recipe.training.noise > 0:
+        raise RecipeError(
+            f"training.noise = {recipe.training.noise:g} would have no effect: it is added to the inputs of modules "
+            "trained on frozen ones, and these are all trained together. Train one after another with "
+            "--schedule iterative, or leave it at --set training.noise=0"
+        )
+
+
 def _by_method(source: str, overrides: Sequence[str]) -> tuple[Recipe, list[str], dict[str, str]]:
     """The recipe as its method leaves it, the overrides that are still to be applied to what the method brought, and
     those that reach nothing, each with the reason.

@@ -24,7 +24,7 @@ from .quantise import Calibration, dequantise, from_bfloat16
 from .record import Commit, mend, read_commit, sha256
 from .shard import CRC_BYTES
 from .sides import small_chunk
-from .sources import ChunkSource, PackedSource, RaggedSource, RawSource, ShardFiles, Shards
+from .sources import ChunkSource, Kept, PackedSource, RaggedSource, RawSource, ShardFiles, Shards
 from .store import Store, open_store
 
 Array = npt.NDArray[Any]
@@ -71,7 +71,8 @@ class Cache:
 
     def __init__(self, store: Store, commit: Commit) -> None:
         self._store, self._commit = store, commit
-        self.splits: dict[str, Split] = {spec.name: Split(store, commit, spec) for spec in commit.plan.splits}
+        kept = Kept(store.limit, commit)
+        self.splits: dict[str, Split] = {spec.name: Split(store, commit, spec, kept) for spec in commit.plan.splits}
 
     @property
     def location(self) -> str:
@@ -128,9 +129,10 @@ class Split(KeepsBuffers):
     ids, labels             a list of names; name -> array (samples,), or for a ragged label a list of arrays
     """
 
-    def __init__(self, store: Store, commit: Commit, spec: SplitSpec) -> None:
+    def __init__(self, store: Store, commit: Commit, spec: SplitSpec, kept: Kept | None = None) -> None:
         super().__init__()
         self._store, self._commit, self._spec = store, commit, spec
+        self._kept = kept or Kept(store.limit, commit)
         self.grid = grid(spec, commit.plan.storage)
         self._shards: dict[int, Shards] = {}
         self._sources: dict[int, RawSource | ChunkSource | RaggedSource] = {}
@@ -271,7 +273,7 @@ class Split(KeepsBuffers):
         if view not in self._sources:
             if self.grid.ragged_axis is not None:
                 self._sources[view] = RaggedSource(shards)
-            elif self.storage.codec == "none" and (self._store.limit is None or self.grid.chunk_rows > 1):
+            elif self.storage.codec == "none" and (self._kept.limit is None or self.grid.chunk_rows > 1):
                 self._sources[view] = RawSource(shards.files)
             else:
                 self._sources[view] = ChunkSource(shards)
@@ -283,7 +285,8 @@ class Split(KeepsBuffers):
             offsets = None
             if self.grid.ragged_axis is not None:
                 offsets = self._small(f"offsets/values/{view}", "int64", (self.samples, 2))
-            self._shards[view] = Shards(ShardFiles(self._store, self._commit, self._spec, view, offsets))
+            files = ShardFiles(self._store, self._commit, self._spec, view, offsets)
+            self._shards[view] = Shards(files, self._kept)
         return self._shards[view]
 
     def _check_view(self, view: int) -> None:

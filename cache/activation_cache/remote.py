@@ -2,7 +2,7 @@
 
 What is written here is written once and whole, which is what object stores do well. Shards are fetched whole when one
 of their samples is first wanted, kept in a local folder for the epochs to come, and mapped from there like those of a
-local cache; with a limit, what was fetched longest ago makes room. There is no lock: two writers of one key
+local cache; what was used longest ago makes room there. There is no lock: two writers of one key
 write the same bytes, two of different keys are told apart by the plan, which only one of them can create, and so is
 the commit record.
 """
@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from .budget import reserve
 from .errors import StoreError
 from .shard import Bytes
+from .store import disk_free
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
 CREDENTIALS = {  # scheme -> what tells who we are, unless `options` do
@@ -34,9 +36,9 @@ class RemoteStore:
 
     url      s3://bucket/prefix, gs://… or az://…; credentials and endpoint come from the environment, as for the
              provider's own tools, or from `options` (obstore's configuration of that store)
-    folder   where fetched shards are kept; a folder of the user's cache directory by default
-    limit    bytes of shards that a process keeps locally of each view of a split; None: all of them, as always where
-             uncompressed samples share chunks. An epoch in random order wants all of them.
+    folder   where fetched shards are kept, of this URL and of others; one in the user's cache directory by default
+    limit    bytes that may lie in `folder`; None: what its disk has free, less a reserve. An epoch in random order
+             wants all shards: with less room than they take, many are fetched again and again.
 
     Picklable: connections are made anew in another process.
     """
@@ -44,13 +46,13 @@ class RemoteStore:
     def __init__(
         self, url: str, *, folder: str | Path | None = None, limit: int | None = None, options: Mapping[str, Any] = {}
     ) -> None:
-        self._url, self._options, self.limit = url.rstrip("/"), dict(options), limit
+        self._url, self._options, self._limit = url.rstrip("/"), dict(options), limit
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "activation_cache"
         self.folder = Path(folder if folder is not None else home) / hashlib.sha256(self._url.encode()).hexdigest()[:16]
         self._connection: Any = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _restore, (self._url, self.folder.parent, self.limit, self._options)
+        return _restore, (self._url, self.folder.parent, self._limit, self._options)
 
     @property
     def location(self) -> str:
@@ -68,16 +70,22 @@ class RemoteStore:
 
     def local(self, path: str, version: str = "") -> Path:
         kept = self._kept(path, version)
-        if not kept.is_file():
-            data = self.read(path)
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-                file.write(data)
-            os.replace(file.name, kept)
+        try:
+            os.utime(kept)  # used just now: others make room first
+        except OSError:  # not there, or the folder is none: then `_keep` says so
+            self._keep(kept, self.read(path))
         return kept
 
+    @property
+    def limit(self) -> int:
+        if self._limit is not None:
+            return self._limit
+        copies = sum(size for _, _, size in self._copies())
+        return max(0, disk_free(self.folder) + copies - reserve(self.folder))
+
     def forget(self, path: str, version: str = "") -> None:
-        self._kept(path, version).unlink(missing_ok=True)
+        with suppress(OSError):  # there is none
+            self._kept(path, version).unlink()
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         self.forget(path)
@@ -115,6 +123,38 @@ class RemoteStore:
 
     def _kept(self, path: str, version: str = "") -> Path:
         return self.folder / hashlib.sha256(f"{path} {version}".encode()).hexdigest()
+
+    def _keep(self, kept: Path, data: bytes) -> None:
+        """Puts a copy into the folder, and removes from it what was used longest ago, as far as the limit asks."""
+        copies = sorted(self._copies())
+        excess = sum(size for _, _, size in copies) + len(data) - self.limit
+        for _, copy, size in copies:
+            if excess <= 0:
+                break
+            copy.unlink(missing_ok=True)  # whoever has it mapped keeps it mapped
+            excess -= size
+        temporary = kept.with_name(f"{kept.name}.{os.getpid()}.{threading.get_ident()}")
+        try:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            temporary.write_bytes(data)
+            with suppress(FileNotFoundError):  # another process made room already: who maps it fetches it again
+                os.replace(temporary, kept)
+        except OSError as error:
+            with suppress(OSError):
+                temporary.unlink()
+            raise StoreError(
+                f"a shard of {self._url} ({len(data):,} bytes) cannot be kept in {self.folder.parent}: "
+                f"{error.strerror}; make room there"
+            ) from error
+
+    def _copies(self) -> Sequence[tuple[float, Path, int]]:
+        """(time of last use, file, bytes) of all copies in the folder, of any URL."""
+        found = []
+        for copy in self.folder.parent.glob("[0-9a-f]" * 16 + "/*"):
+            with suppress(FileNotFoundError):  # another process removed it
+                known = copy.stat()
+                found.append((known.st_mtime, copy, known.st_size))
+        return found
 
     def _call(self, doing: str, path: str, request: Callable[[Any, Any], Any]) -> Any:
         """A request, with what can go wrong with it as this package's errors. Raises FileNotFoundError, StoreError."""

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,6 @@ class ShardFiles:
     def local(self, number: int) -> Path:
         return self._store.local(self.path(number), self.recorded(number)[1])
 
-    @property
-    def limit(self) -> int | None:
-        """Bytes of shards that may be kept at a time; None: all of them."""
-        return self._store.limit
-
     def forget(self, number: int) -> None:
         """Of a store that copies: the next reader gets the shard anew."""
         self._store.forget(self.path(number), self.recorded(number)[1])
@@ -81,7 +77,7 @@ class MappedShard:
         self._files, self._number, self._storage = files, number, files.storage
         size, seal = files.recorded(number)
         try:
-            self.image: Bytes = region.map(slot, files.local(number))
+            self.image: Bytes = _mapped(files, number, region, slot)
         except FileNotFoundError:
             raise self.damaged("it is missing") from None
         except ValueError as error:
@@ -114,32 +110,55 @@ class MappedShard:
         return self._files.damaged(self._number, why)
 
 
-class Shards:
-    """The shards of a view, mapped as they are needed; of a store that copies them, as many as it may keep."""
+def _mapped(files: ShardFiles, number: int, region: Region, slot: int) -> Bytes:
+    for _ in range(3):  # another process that keeps its copies in the same folder may just have removed this one
+        with suppress(FileNotFoundError):
+            return region.map(slot, files.local(number))
+    return region.map(slot, files.local(number))
 
-    def __init__(self, files: ShardFiles) -> None:
-        self.files = files
+
+class Kept:
+    """The shards that a process has mapped of a cache whose store copies them, no more than `limit` bytes together.
+
+    `limit` is None where all of them fit, and none need be let go of.
+    """
+
+    def __init__(self, limit: int | None, commit: Commit) -> None:
+        total = sum(size for size, _ in commit.files.values())
+        self.limit = None if limit is None or total <= limit else limit
+        self._sizes: dict[tuple[Shards, int], int] = {}  # in the order in which they were mapped
+
+    def add(self, shards: Shards, number: int) -> None:
+        """Enters a shard. Lets go of those mapped first; a thread that still reads one keeps it until it is done."""
+        if self.limit is None:
+            return
+        self._sizes[shards, number] = shards.files.recorded(number)[0]
+        for oldest in list(self._sizes)[:-1]:
+            if sum(list(self._sizes.values())) <= self.limit:
+                break
+            if self._sizes.pop(oldest, None) is not None:
+                oldest[0].release(oldest[1])
+
+
+class Shards:
+    """The shards of a view, mapped as they are needed."""
+
+    def __init__(self, files: ShardFiles, kept: Kept) -> None:
+        self.files, self._kept = files, kept
         self._mapped: dict[int, MappedShard] = {}
-        self._bytes = 0
 
     def __getitem__(self, number: int) -> MappedShard:
         shard = self._mapped.get(number)
         if shard is None:
-            size = self.files.recorded(number)[0]
-            shard = self._mapped[number] = MappedShard(self.files, number, Region(1, whole_pages(size)), 0)
-            self._bytes += size
-            self._make_room(number)
+            region = Region(1, whole_pages(self.files.recorded(number)[0]))
+            shard = self._mapped[number] = MappedShard(self.files, number, region, 0)
+            self._kept.add(self, number)
         return shard
 
-    def _make_room(self, number: int) -> None:
-        """Lets go of the shards mapped first; a thread that still reads one keeps it until it is done."""
-        limit = self.files.limit
-        while limit is not None and self._bytes > limit and len(self._mapped) > 1:
-            oldest = next(iter(self._mapped))
-            if oldest == number or self._mapped.pop(oldest, None) is None:
-                break
-            self._bytes -= self.files.recorded(oldest)[0]
-            self.files.forget(oldest)
+    def release(self, number: int) -> None:
+        """Lets go of a shard and of its copy."""
+        self._mapped.pop(number, None)
+        self.files.forget(number)
 
 
 class RawSource:

@@ -170,10 +170,7 @@ class LocalStore:
                 yield path.relative_to(self.root).as_posix(), size
 
     def free(self) -> int:
-        place = self.root
-        while not place.exists():
-            place = place.parent
-        return shutil.disk_usage(place).free
+        return disk_free(self.root)
 
     def lock(self, rank: int, world_size: int) -> Callable[[], None]:
         """A lone writer excludes all; the ranks of one group share, and each excludes another of its own number."""
@@ -187,6 +184,13 @@ class LocalStore:
             _release(held)
             raise
         return lambda: _release(held)
+
+
+def disk_free(folder: Path) -> int:
+    """Bytes free on the disk where a folder is, or would be made."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _take(path: Path, kind: int, held: list[int]) -> None:

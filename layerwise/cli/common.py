@@ -187,7 +187,7 @@ def exit_code(error: Exception) -> int | None:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
-    from layerwise.recipe_loader import heeded, resolve_recipe
+    from layerwise.recipe_loader import heeded, require_heeded, resolve_recipe
     from layerwise.render.progress import console_progress
     from layerwise.run import RUNS, last_run, open_run, remember_last, run_name, run_source
     from layerwise.setup import Setup
@@ -215,6 +215,7 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
         if source.endswith(".py"):
             source = str(Path(source).resolve())
     recipe = resolve_recipe(source, overrides)
+    require_heeded(recipe)
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:

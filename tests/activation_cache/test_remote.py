@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -92,14 +93,71 @@ def test_later_epochs_are_read_from_the_local_copies(s3: RemoteStore, server: Pr
     assert verify(s3).ok
 
 
-def test_the_local_copies_are_bounded(s3: RemoteStore) -> None:
-    write(s3)
+def again(store: RemoteStore, limit: int | None) -> RemoteStore:
+    """The same place, with another limit."""
+    make, (url, folder, _, options) = store.__reduce__()
+    return make(url, folder, limit, options)
+
+
+def copies(store: RemoteStore) -> list[Path]:
+    return [path for path in store.folder.parent.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("storage", [STORAGE, Storage("float32")], ids=str)
+def test_the_local_copies_of_all_views_together_are_bounded(s3: RemoteStore, storage: Storage) -> None:
+    spec = SplitSpec("train", 20, (6, 100), shard_samples=4, views=2)
+    values = np.random.default_rng(3).standard_normal((20, 6, 100)).astype(np.float32)
+    with create(s3, KEY, [spec], storage) as writer:
+        for view in range(2):
+            writer.append("train", values + view, [f"image {i}" for i in range(20)], view=view)
+        writer.commit()
     shard = max(size for path, size in s3.list() if "/c/" in path)
-    s3.limit = 2 * shard
-    split = open_cache(s3, KEY).splits["train"]
-    for batch in split.batches(2, epoch=1):
-        np.testing.assert_array_equal(batch.values, VALUES[batch.indices])
-        assert sum(path.stat().st_size for path in s3.folder.iterdir()) <= s3.limit
+    bounded = again(s3, 2 * shard)
+    split = pickle.loads(pickle.dumps(open_cache(bounded, KEY))).splits["train"]  # noqa: S301 - our own
+    for epoch in range(4):
+        for batch in split.batches(2, epoch=epoch, view=epoch % 2):
+            np.testing.assert_array_equal(batch.values, values[batch.indices] + epoch % 2)
+            assert sum(path.stat().st_size for path in copies(bounded)) <= bounded.limit
+
+
+def test_copies_of_other_caches_make_room_for_new_ones(s3: RemoteStore) -> None:
+    write(s3)
+    assert is_right(s3)
+    old = copies(s3)
+    other = RemoteStore(f"{s3.location} 2", folder=s3.folder.parent, options=s3.__reduce__()[1][3])
+    write(other)
+    assert is_right(other)
+    assert len(copies(s3)) == 2 * len(old), "there is room for both"
+    total = sum(path.stat().st_size for path in old)
+    for path in set(copies(s3)) - set(old):
+        path.unlink()
+    assert is_right(again(other, total + 1))
+    assert not set(old) & set(copies(s3))
+
+
+def test_a_copy_that_another_process_removes_is_fetched_again(s3: RemoteStore, monkeypatch: Any) -> None:
+    write(s3)
+    fetch = RemoteStore.local
+
+    def removed(store: RemoteStore, path: str, version: str = "") -> Path:
+        kept = fetch(store, path, version)
+        if removed_once.isdisjoint({kept}):
+            removed_once.add(kept)
+            kept.unlink()
+        return kept
+
+    removed_once: set[Path] = set()
+    monkeypatch.setattr(RemoteStore, "local", removed)
+    assert is_right(s3)
+    assert removed_once
+
+
+def test_no_room_for_a_copy_is_said(s3: RemoteStore, tmp_path: Path) -> None:
+    write(s3)
+    (tmp_path / "file").write_text("no folder")
+    make, (url, _, limit, options) = s3.__reduce__()
+    with pytest.raises(StoreError, match=r"cannot be kept in .*make room"):
+        is_right(make(url, tmp_path / "file", limit, options))
 
 
 @pytest.mark.parametrize("fault", ["busy", "drop", "lost reply"])

@@ -220,3 +220,15 @@ def test_another_method_leaves_behind_what_it_replaces_and_says_so(layerwise):
     assert "left behind, since greedy-supervised replaces it: objective.negatives=3" in other.stderr
     noted = json.loads(Path("runs/tiny-greedy-supervised/run.json").read_text())
     assert noted["set"] == ["training.epochs=1", "method=greedy-supervised"]
+
+
+@pytest.mark.parametrize(
+    ("setting", "schedule", "way_out"),
+    [("training.update_every=[1,2]", "iterative", "simultaneous"), ("training.noise=0.1", "simultaneous", "iterative")],
+)
+def test_a_field_that_the_schedule_would_ignore_is_refused(layerwise, tmp_path, setting, schedule, way_out):
+    refused = layerwise("run", "--recipe", RECIPE, "--schedule", schedule, "--set", setting)
+    assert refused.exit_code == 2
+    assert setting.partition("=")[0] in refused.stderr
+    assert f"--schedule {way_out}" in refused.stderr
+    assert not list(tmp_path.rglob("run.json"))
