@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .disk import reserve_of
 from .errors import DoesNotFit
 from .layout import SplitSpec, Storage, grid
 from .quantise import Calibration, quantise, to_bfloat16
@@ -60,7 +61,7 @@ def measured_ratio(values: npt.NDArray[Any], storage: Storage, calibration: Cali
 def reserve(location: str | Path | Store) -> int:
     """Bytes of the disk that a cache without a budget leaves free: a twentieth of what is free, at most 10 GB."""
     free = open_store(location).free()
-    return 0 if free is None else min(free // 20, 10 * 10**9)
+    return 0 if free is None else reserve_of(free)
 
 
 def available(location: str | Path | Store, budget: int | None = None) -> int | None:

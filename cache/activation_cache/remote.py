@@ -18,10 +18,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from .budget import reserve
+from .disk import free_bytes, reserve_of
 from .errors import StoreError
 from .shard import Bytes
-from .store import disk_free
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
 CREDENTIALS = {  # scheme -> what tells who we are, unless `options` do
@@ -80,8 +79,8 @@ class RemoteStore:
     def limit(self) -> int:
         if self._limit is not None:
             return self._limit
-        copies = sum(size for _, _, size in self._copies())
-        return max(0, disk_free(self.folder) + copies - reserve(self.folder))
+        free = free_bytes(self.folder)
+        return free - reserve_of(free) + sum(size for _, _, size in self._copies())
 
     def forget(self, path: str, version: str = "") -> None:
         with suppress(OSError):  # there is none

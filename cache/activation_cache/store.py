@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+from .disk import free_bytes
 from .errors import DoesNotFit, Locked
 from .shard import Bytes
 
@@ -170,7 +171,7 @@ class LocalStore:
                 yield path.relative_to(self.root).as_posix(), size
 
     def free(self) -> int:
-        return disk_free(self.root)
+        return free_bytes(self.root)
 
     def lock(self, rank: int, world_size: int) -> Callable[[], None]:
         """A lone writer excludes all; the ranks of one group share, and each excludes another of its own number."""
@@ -184,13 +185,6 @@ class LocalStore:
             _release(held)
             raise
         return lambda: _release(held)
-
-
-def disk_free(folder: Path) -> int:
-    """Bytes free on the disk where a folder is, or would be made."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def _take(path: Path, kind: int, held: list[int]) -> None:
