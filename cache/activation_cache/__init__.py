@@ -1,8 +1,9 @@
 """A store of activations: standard Zarr v3 on disk, read at memory speed, keyed to what made it.
 
 with create(location, key, [SplitSpec("train", 1000, (256, 16, 16), {"class": "int64"})], Storage("float16")) as w:
-    for values, ids, classes in batches:                # go on where a killed writer stopped: w.done("train")
-        w.append("train", values, ids, {"class": classes})
+    for part in w.pending("train"):                     # all of it, or what a killed writer left
+        for i in part:
+            w.append("train", compute(i)[None], [names[i]], {"class": [classes[i]]})
     w.commit()
 
 cache = open_cache(location, key)                       # refuses what is unfinished, stale or damaged

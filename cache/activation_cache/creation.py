@@ -39,10 +39,13 @@ def create(
     rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
 
     Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
-    while another process writes it, FormatError for a key that make_key did not make, or for uint8 without calibration.
+    while another process writes it, FormatError for a key that make_key did not make, two splits of one name, or
+    uint8 without calibration.
     """
     if key.get("format") != FORMAT or key.get("dtype") != storage.dtype:
         raise FormatError("the key has no `format` and `dtype` that fit this storage; make it with make_key")
+    if len({spec.name for spec in splits}) < len(splits):
+        raise FormatError(f"two splits have one name: {', '.join(spec.name for spec in splits)}")
     if not 0 <= rank < world_size:
         raise FormatError(f"rank {rank} is not one of {world_size} ranks, counted from 0")
     store = open_store(location)

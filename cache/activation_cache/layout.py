@@ -49,6 +49,8 @@ class Storage:
             raise FormatError(f"codec {self.codec!r} is not known here; choose one of none, lz4, zstd")
         if self.level is None:
             object.__setattr__(self, "level", {"none": 0, "lz4": 5, "zstd": 1}[self.codec])
+        if self.codec == "lz4" and self.level not in range(10):
+            raise FormatError(f"lz4 has the levels 0 to 9, got {self.level!r}")
 
     @property
     def stored(self) -> np.dtype[Any]:

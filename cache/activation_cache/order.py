@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .errors import FormatError
+
 Indices = npt.NDArray[np.int64]
 
 
@@ -47,11 +49,16 @@ def _shuffled(group: npt.NDArray[np.uint64], groups: int, *entropy: int) -> Indi
     return (words & np.uint64((1 << number_bits) - 1)).astype(np.int64)
 
 
-def rank_slice(order: Indices, batch_size: int, rank: int, world_size: int, drop_last: bool) -> list[Indices]:
-    """Batches of one rank: step t of all ranks together covers the next batch_size * world_size samples of `order`.
+def rank_slice(
+    order: Indices, batch_size: int, rank: int, world_size: int, drop_last: bool, start: int = 0
+) -> list[Indices]:
+    """Batches of one rank from the `start`-th on: step t of all ranks together covers the next
+    batch_size * world_size samples of `order`.
 
     The last, shorter step is dropped with `drop_last`, and otherwise shared out evenly (a rank may get none of it).
     """
+    if batch_size < 1 or start < 0 or not 0 <= rank < world_size:
+        raise FormatError(f"no batches of {batch_size} from number {start} on for rank {rank} of {world_size}")
     step = batch_size * world_size
     whole = len(order) // step
     batches = [order[t * step + rank * batch_size : t * step + (rank + 1) * batch_size] for t in range(whole)]
@@ -59,4 +66,4 @@ def rank_slice(order: Indices, batch_size: int, rank: int, world_size: int, drop
         last = np.array_split(order[whole * step :], world_size)[rank]
         if len(last):
             batches.append(last)
-    return batches
+    return batches[start:]

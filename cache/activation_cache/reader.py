@@ -228,10 +228,8 @@ class Split(KeepsBuffers):
         dropped with `drop_last`, and shared out evenly without. `threads` and `allocate`: see `iterate`.
         """
         self._check_view(view)
-        if batch_size < 1 or start < 0 or not 0 <= rank < world_size:
-            raise FormatError(f"no batches of {batch_size} from number {start} on for rank {rank} of {world_size}")
         order = self.order(seed, epoch) if shuffle else np.arange(self.samples)
-        todo = rank_slice(order, batch_size, rank, world_size, drop_last)[start:]
+        todo = rank_slice(order, batch_size, rank, world_size, drop_last, start)
         return iterate(self, todo, view, threads, allocate)
 
     def read(self, indices: Sequence[int] | Indices, view: int = 0) -> Array | list[Array]:
@@ -273,7 +271,7 @@ class Split(KeepsBuffers):
         if view not in self._sources:
             if self.grid.ragged_axis is not None:
                 self._sources[view] = RaggedSource(shards)
-            elif self.storage.codec == "none" and (self._kept.limit is None or self.grid.chunk_rows > 1):
+            elif self.storage.codec == "none" and self._kept.limit is None:
                 self._sources[view] = RawSource(shards.files)
             else:
                 self._sources[view] = ChunkSource(shards)

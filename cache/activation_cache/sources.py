@@ -106,6 +106,12 @@ class MappedShard:
         except BadShard as error:
             raise self.damaged(str(error)) from None
 
+    def copy(self, chunk: int, start: int, out: Bytes) -> None:
+        """Copies the bytes of an uncompressed chunk from `start` on into `out`. Raises Damaged."""
+        self.check(chunk)
+        begin = int(self.index.offsets[chunk]) + start
+        out[:] = self.image[begin : begin + len(out)]
+
     def damaged(self, why: str) -> Damaged:
         return self._files.damaged(self._number, why)
 
@@ -228,18 +234,24 @@ class RawSource:
 
 
 class ChunkSource:
-    """Compressed samples, one a chunk: decoded straight into the batch."""
+    """Samples one by one: with a chunk of their own, which is decoded straight into the batch; or uncompressed and
+    several to a chunk, of shards that are let go of again.
+    """
 
     ragged, own_threads = False, False
 
     def __init__(self, shards: Shards) -> None:
-        self._shards, self._shard_samples = shards, shards.files.grid.shard_samples
+        self._shards, self._grid, self._row = shards, shards.files.grid, shards.files.row_bytes
 
     def gather(self, indices: Indices, target: Bytes, places: Indices | None = None) -> None:
         """target[places[j]] = the bytes of sample indices[j]; without `places`, target[j]."""
         for place, index in zip(range(len(indices)) if places is None else places, indices.tolist(), strict=True):
-            number, chunk = divmod(index, self._shard_samples)
-            self._shards[number].decode(chunk, target[place])
+            number, local = divmod(index, self._grid.shard_samples)
+            chunk, row = divmod(local, self._grid.chunk_rows)
+            if self._grid.chunk_rows == 1:
+                self._shards[number].decode(chunk, target[place])
+            else:
+                self._shards[number].copy(chunk, row * self._row, target[place])
 
 
 class PackedSource:

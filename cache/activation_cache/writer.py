@@ -94,7 +94,9 @@ class CacheWriter:
         return self._track(split, view).pending()
 
     def done(self, split: str, view: int = 0) -> int:
-        """Samples of this split's view that need not be appended any more: by one rank, writing goes on there."""
+        """How many samples of this split's view need not be appended any more; after a repair not the first ones, as
+        `pending` says.
+        """
         track = self._track(split, view)
         return track.spec.samples - sum(map(len, self.pending(split, view)))
 
@@ -114,8 +116,7 @@ class CacheWriter:
         labels   name -> B numbers, or B sequences for a ragged label; for view 0, each label of the split.
 
         Raises InvalidSamples for what cannot be stored faithfully (none of it is kept then, and the same ids may be
-        appended again), and whatever an earlier shard met on its way to
-        disk (DoesNotFit, OSError).
+        appended again), and whatever an earlier shard met on its way to disk (DoesNotFit, OSError).
         """
         self._raise_failures()
         track, labels = self._track(split, view), labels or {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from activation_cache import SplitSpec, Storage, create, epoch_order, make_key, open_cache
+from activation_cache import FormatError, JoinedSplits, SplitSpec, Storage, create, epoch_order, make_key, open_cache
 from activation_cache.order import rank_slice, windowed_order
 
 SEEDS = st.integers(0, 2**40)
@@ -56,6 +56,14 @@ def test_ranks_share_an_epoch_without_overlap(samples, batch, world, drop_last) 
     if drop_last:
         assert {len(indices) for batches in ranks for indices in batches} <= {batch}
         assert len({len(batches) for batches in ranks}) == 1
+
+
+@pytest.mark.parametrize("wrong", [{"batch_size": 0}, {"start": -1}, {"rank": 2, "world_size": 2}], ids=str)
+def test_batches_that_cannot_be_are_refused(cache: Path, wrong: dict[str, int]) -> None:
+    split = open_cache(cache).splits["train"]
+    for samples in (split, JoinedSplits([split])):
+        with pytest.raises(FormatError, match="no batches of"):
+            samples.batches(**{"batch_size": 4, **wrong})
 
 
 @pytest.fixture(scope="module", params=[("none", None), ("lz4", 1), ("zstd", 4), ("none", 4)], ids=str)

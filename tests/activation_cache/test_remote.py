@@ -120,6 +120,21 @@ def test_the_local_copies_of_all_views_together_are_bounded(s3: RemoteStore, sto
             assert sum(path.stat().st_size for path in copies(bounded)) <= bounded.limit
 
 
+def test_shards_of_small_uncompressed_samples_are_let_go_of_too(s3: RemoteStore) -> None:
+    """A copy that was removed keeps its place on the disk as long as it is mapped."""
+    storage = Storage("float32")
+    values = np.arange(300, dtype=np.float32).reshape(100, 3)
+    with create(s3, KEY, [SplitSpec("train", 100, (3,), shard_samples=10, chunk_samples=4)], storage) as writer:
+        writer.append("train", values, [str(i) for i in range(100)])
+        writer.commit()
+    shard = max(size for path, size in s3.list() if "values/0/c/" in path)
+    split = open_cache(again(s3, 2 * shard), KEY).splits["train"]
+    for epoch in range(2):
+        for batch in split.batches(7, epoch=epoch, drop_last=False):
+            np.testing.assert_array_equal(batch.values, values[batch.indices])
+    assert Path("/proc/self/maps").read_text().count(str(s3.folder)) <= 2
+
+
 def test_copies_of_other_caches_make_room_for_new_ones(s3: RemoteStore) -> None:
     write(s3)
     assert is_right(s3)

@@ -41,6 +41,14 @@ def append(writer, part: slice, view: int = 0) -> None:  # type: ignore[no-untyp
     writer.append("train", VALUES[part] + view, IDS[part], {"class": CLASSES[part]} if view == 0 else None, view)
 
 
+def test_what_cannot_be_stored_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="two splits have one name: train, test, train"):
+        create(tmp_path / "c", KEY, [SPEC, dataclasses.replace(SPEC, name="test"), SPEC], FLOAT32)
+    assert not (tmp_path / "c").exists()
+    with pytest.raises(FormatError, match="levels 0 to 9, got 10"):
+        Storage("float32", "lz4", 10)
+
+
 def test_goes_on_behind_the_last_whole_shard(tmp_path: Path) -> None:
     with create(tmp_path, KEY, [SPEC], FLOAT32) as writer:
         append(writer, slice(0, 8))
