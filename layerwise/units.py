@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 BYTES = (("B", 1.0), ("KiB", 2.0**10), ("MiB", 2.0**20), ("GiB", 2.0**30), ("TiB", 2.0**40))
@@ -23,6 +24,7 @@ def parse_bytes(text: str) -> int:
         ValueError: the text is none of these.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", text.lower())
-    if found is None or found[2] not in WRITTEN:
-        raise ValueError(f"{text!r} is not a number of bytes: write 500MB, 2GiB or 500000000")
-    return int(float(found[1]) * WRITTEN[found[2]])
+    count = float(found[1]) * WRITTEN[found[2]] if found is not None and found[2] in WRITTEN else math.inf
+    if count == math.inf:
+        raise ValueError(f"{text[:40]!r} is not a number of bytes: write 500MB, 2GiB or 500000000")
+    return int(count)

@@ -24,7 +24,7 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         parts = str(value).split(",")
-        if not all(part.strip().isdigit() and int(part) > 0 for part in parts):
+        if not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
             self.fail(f"{value!r} is not a list of numbers of modules, such as 3,6,12", param, ctx)
         return tuple(sorted({int(part) for part in parts}))
 
@@ -86,6 +86,9 @@ def command(
                 for row in depth_rows(depth)
                 if not methods or row.method in methods
             ]
+            if not pairs:
+                compared = ", ".join(dict.fromkeys(row.method for row in depth_rows(1)))
+                raise UsageError(f"--depth compares {compared}: leave out --method, or choose among these")
             found = _work_out(pairs)
         for path, content in ((csv_file, memory_csv), (chart, memory_chart if depths is None else depth_chart)):
             if path is not None:

@@ -25,7 +25,7 @@ REST = "activations"
 class LiveBytes(TorchDispatchMode):
     """Within the block, `peak` is the most bytes that were alive at once, and `parts` what they were then.
 
-    Storages on `ignored` are not counted, wherever they come from: inputs that wait in the host's memory, say.
+    Storages that are claimed as `None` are not counted: inputs that wait in the host's memory, say.
     """
 
     def __init__(self) -> None:

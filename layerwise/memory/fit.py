@@ -80,7 +80,7 @@ def _ways(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[
     if training.max_memory is None:
         return
     if _coupled(recipe, numbers, samples) is None:
-        micro_batch = training.batch_size if micro_batch is None else micro_batch
+        micro_batch = min(micro_batch or training.batch_size, training.batch_size)
         while micro_batch > 1:
             micro_batch = (micro_batch + 1) // 2
             yield micro_batch, training.checkpointing

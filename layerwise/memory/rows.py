@@ -105,20 +105,19 @@ def _rows_of(method: MethodName, modules: int, budget: str) -> list[Row]:
     return [Row(method, method), Row(f"{method}, checkpointed", method, training=("checkpointing=true",))]
 
 
-def _greedy_rows(name: MethodName, modules: int, budget: str | None) -> list[Row]:
-    method = name
+def _greedy_rows(method: MethodName, modules: int, budget: str | None) -> list[Row]:
     every = [(number,) for number in range(1, modules + 1)]
-    rows = [Row(f"{name} all{SUMMED}", method, step="summed")]
-    rows += [Row(f"{name} module {m[0]}", method, m) for m in every]
-    rows.append(Row(f"{name} all, eager", method))
+    rows = [Row(f"{method} all{SUMMED}", method, step="summed")]
+    rows += [Row(f"{method} module {m[0]}", method, m) for m in every]
+    rows.append(Row(f"{method} all, eager", method))
     if budget is not None:
         bf16, under = ("precision=bf16",), (f"max_memory={budget}",)
-        rows += [Row(f"{name} module {m[0]}, bf16", method, m, bf16) for m in every]
-        rows.append(Row(f"{name} all, eager, bf16", method, None, bf16))
-        rows += [Row(f"{name} module {m[0]} under {budget}", method, m, under) for m in every]
-        rows.append(Row(f"{name} all, eager, under {budget}", method, None, under))
-        rows += [Row(f"{name} module {m[0]}, one by one", method, m, ("micro_batch=1",)) for m in every]
-        rows.append(Row(f"{name} all, eager, one by one", method, None, ("micro_batch=1",)))
+        rows += [Row(f"{method} module {m[0]}, bf16", method, m, bf16) for m in every]
+        rows.append(Row(f"{method} all, eager, bf16", method, None, bf16))
+        rows += [Row(f"{method} module {m[0]} under {budget}", method, m, under) for m in every]
+        rows.append(Row(f"{method} all, eager, under {budget}", method, None, under))
+        rows += [Row(f"{method} module {m[0]}, one by one", method, m, ("micro_batch=1",)) for m in every]
+        rows.append(Row(f"{method} all, eager, one by one", method, None, ("micro_batch=1",)))
     return rows
 
 

@@ -127,5 +127,9 @@ def test_the_command(tmp_path) -> None:
     assert names == ["supervised", "supervised, checkpointed"]
     assert (tmp_path / "m.csv").read_text().count("\n") == 3
     assert (tmp_path / "m.png").stat().st_size > 1000
-    assert CliRunner().invoke(main, ["memreport", "--depth", "3,x"]).exit_code == 2
+    for depths in ("3,x", "²", ""):
+        assert CliRunner().invoke(main, ["memreport", "--depth", depths]).exit_code == 2
+    refused = CliRunner().invoke(main, ["memreport", "--depth", "3", "--method", "predsim"])
+    assert refused.exit_code == 2
+    assert "--depth compares gim, cpc, supervised" in refused.stderr
     assert CliRunner().invoke(main, ["memreport", "--max-memory", "much"]).exit_code == 2
