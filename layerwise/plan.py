@@ -57,7 +57,8 @@ class Plan:
     disk_needed: int | None
     """Bytes of the caches that are still to be written, at their best compression and within the budget for caches;
     None where the number of samples is not known."""
-    disk_free: int
+    disk_free: int | None
+    """Bytes of the disk where caches lie; None on an object store."""
     memory: int | None
     """Bytes that there are for a stage: the budget; else what the GPU has free; else all memory of the machine. None
     where that is not known."""
@@ -79,13 +80,14 @@ class Plan:
         if not self.fits:
             return f"will not fit: {'; '.join(self.problems)}"
         disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
-        if self.disk_needed is not None and self.disk_needed > self.disk_free:
-            disk += ", more than there is, and so in windows that roll,"
+        if self.disk_free is None:
+            disk += " on an object store"
+        else:
+            if self.disk_needed is not None and self.disk_needed > self.disk_free:
+                disk += ", more than there is, and so in windows that roll,"
+            disk += f" of {size(self.disk_free)} of free disk"
         there = f" of the {size(self.memory)} {self.memory_of}" if self.memory is not None else ""
-        return (
-            f"fits: at most {size(self.peak)} of memory (predicted){there}; {disk} of {size(self.disk_free)} of free "
-            "disk for caches"
-        )
+        return f"fits: at most {size(self.peak)} of memory (predicted){there}; {disk} for caches"
 
 
 def make_plan(setup: Setup) -> Plan:
@@ -122,16 +124,16 @@ def make_plan(setup: Setup) -> Plan:
                 problem,
                 None if stored is None else _cache_bytes(recipe, stored),
                 0 if stored is None else _cache_floor(recipe, stored, math.prod(shapes[group[-1] - 1])),
-                (activation_cache.inspect(location).bytes or 0) if stores else 0,
+                activation_cache.inspect(location).bytes if stores else 0,
             )
         )
-    free = _disk_free(setup.run.folder)
-    budget = free if recipe.cache.budget is None else recipe.cache.budget
+    free = _disk_free(setup.run.cache(1))
+    limits = [limit for limit in (free, recipe.cache.budget) if limit is not None]
     for stage in stages:
-        if stage.cache_floor - stage.cached > min(free, budget):
+        if limits and stage.cache_floor - stage.cached > min(limits):
             problems.append(
                 f"the cache of module {stage.modules[-1]} takes {size(stage.cache_floor)} at least, and there are "
-                f"{size(min(free, budget))} for it: choose another --run-dir, --set cache.dtype=uint8, a larger "
+                f"{size(min(limits))} for it: choose another --run-dir, --set cache.dtype=uint8, a larger "
                 "--cache-budget, or --feed recompute"
             )
     needed = _disk_needed(recipe, stages) if facts is not None else None
@@ -217,8 +219,13 @@ def _disk_needed(recipe: Recipe, stages: Sequence[StagePlan]) -> int:
     return sum(max(bytes_ - stage.cached, 0) for bytes_, stage in zip(kept, stages, strict=True))
 
 
-def _disk_free(folder: Path) -> int:
-    place = folder.absolute()
+def _disk_free(location: Path | str) -> int | None:
+    """Of the disk on which a cache lies, or would; None on an object store."""
+    if isinstance(location, str):
+        scheme, _, location = location.partition("://")
+        if scheme != "file":
+            return None
+    place = Path(location).absolute()
     while not place.exists():
         place = place.parent
     return shutil.disk_usage(place).free

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import activation_cache
+from activation_cache import Status
 from layerwise.cli import main
 from layerwise.errors import WillNotFit
 from layerwise.plan import make_plan, require_fit
@@ -67,6 +69,21 @@ def test_nor_where_the_disk_is(make_setup, monkeypatch) -> None:
     assert plan_of(make_setup, "feed=recompute").fits
 
 
+def test_the_disk_is_the_one_where_caches_lie(make_setup, monkeypatch, tmp_path) -> None:
+    def usage(place):
+        return Disk(10**9, 0, 10**8 if "elsewhere" in str(place) else 1000)
+
+    monkeypatch.setattr(shutil, "disk_usage", usage)
+    (tmp_path / "elsewhere").mkdir()
+    assert not plan_of(make_setup).fits
+    assert plan_of(make_setup, f"cache.url=file://{tmp_path}/elsewhere").disk_free == 10**8
+    monkeypatch.setattr(activation_cache, "inspect", lambda location: Status("absent", "", 0, {}, None))
+    remote = plan_of(make_setup, "cache.url=s3://bucket/prefix")
+    assert remote.fits
+    assert "on an object store for caches" in str(remote)
+    assert not plan_of(make_setup, "cache.url=s3://bucket/prefix", "cache.budget=1000").fits
+
+
 def test_which_memory_is_meant_is_said(make_setup, monkeypatch) -> None:
     assert f"of the {size(50_000_000)} that the budget allows" in str(plan_of(make_setup, "training.max_memory=50MB"))
     assert "that this machine has in all" in str(plan_of(make_setup))
@@ -117,4 +134,7 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     refused = CliRunner().invoke(main, [*asked, "--max-memory", "10kB"], catch_exceptions=False)
     assert refused.exit_code == 3
     assert json.loads(refused.stdout)["fits"] is False
+    refused = CliRunner().invoke(main, [*asked, "--cache-budget", "10kB"], catch_exceptions=False)
+    assert refused.exit_code == 3
+    assert "a larger --cache-budget" in json.loads(refused.stdout)["problems"][0]
     assert not list(tmp_path.glob("runs/*/stages"))

@@ -6,12 +6,13 @@ import sys
 
 import click
 
-from layerwise.cli.common import Options, emit, memory_options, options, schedule_options, setup_for
+from layerwise.cli.common import Options, cache_options, emit, memory_options, options, schedule_options, setup_for
 
 
 @click.command(name="plan")
 @options
 @schedule_options
+@cache_options
 @memory_options
 def command(options: Options) -> None:
     """Say what a run will take before anything runs: memory and cache of each stage, and whether they fit.
