@@ -38,7 +38,7 @@ def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
 def stale_caches(setup: Setup) -> dict[int, str]:
     """Module number to reason, for each cache of the run that no stage will ever read again."""
     found = {}
-    numbers = {int(path.name) for path in setup.run.caches.glob("*") if path.name.isdigit()}
+    numbers = {int(path.name) for path in setup.run.caches.glob("*") if path.name.isdecimal()}
     for number in sorted(numbers | set(range(1, setup.depth + 1))):
         location = setup.run.cache(number)
         if activation_cache.inspect(location).state == "absent":
@@ -60,7 +60,9 @@ def stale_windows(setup: Setup) -> dict[int, str]:
     """Module number to reason, for each rolling window of the run that holds what no stage will ever read again."""
     found = {}
     for folder in sorted(setup.run.caches.glob("*-window")):
-        number = int(folder.name.removesuffix("-window"))
+        if not (name := folder.name.removesuffix("-window")).isdecimal():
+            continue  # none of ours
+        number = int(name)
         if number > setup.depth:
             found[number] = f"{folder} is of module {number}, and the recipe has {setup.depth}"
         elif not rolls(setup, number):

@@ -89,14 +89,17 @@ def _within_budget(
         WillNotFit: not even a window fits.
     """
     kept, location, cache = storage(setup), setup.run.cache(number), setup.recipe.cache
-    some = next(outputs.in_order("train", view=0)).inputs
+    # As in `_calibration`: the first samples in order may compress better than the others.
+    ragged = outputs.shape("train").ragged
+    some = next(outputs.in_order("train", view=0) if ragged else outputs.shuffled(epoch=0)).inputs
     ratio = activation_cache.measured_ratio(as_stored(some, kept), kept, calibration)
     needed = activation_cache.estimate(splits, kept, ratio)
     room = activation_cache.available(location, cache.budget)
     if room is None:
+        settle_rolling(setup, number, None)
         return splits
     left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
-    whose = "the budget is" if cache.budget is not None else "the disk has"
+    whose = "the budget is" if room == cache.budget else "the disk has"
     setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}; {whose} {size(room)}")
     rolling: Rolling | None = None
     if needed > room:

@@ -65,15 +65,17 @@ def reserve(location: str | Path | Store) -> int:
 
 
 def available(location: str | Path | Store, budget: int | None = None) -> int | None:
-    """Bytes that a cache may take: the budget, or what is free on the disk and already its own less the reserve.
+    """Bytes that a cache may take: the budget, as far as the disk has it; without one what the disk has, less the
+    reserve. The disk has what is free and what is the cache's own already.
 
     None: there is neither a budget nor a limit to the store.
     """
-    if budget is not None:
-        return budget
     store = open_store(location)
     free = store.free()
-    return None if free is None else free - reserve(store) + sum(size for _, size in store.list())
+    if free is None:
+        return budget
+    there = free + sum(size for _, size in store.list())
+    return there - reserve(store) if budget is None else min(budget, there)
 
 
 def slot_samples(

@@ -113,7 +113,9 @@ class Window:
         `own`: slots that the caller has written itself, or is writing; they are not looked into.
         """
         for folder in sorted(self.location.glob("slot-*")):
-            slot = int(folder.name.removeprefix("slot-"))
+            if not (number := folder.name.removeprefix("slot-")).isdecimal():
+                continue  # somebody's copy of one
+            slot = int(number)
             wanted = turn <= slot <= turn + self.slots
             if not wanted or (slot not in own and inspect(folder, self.slot_key(slot)).state == "stale"):
                 (folder / "record/commit.json").unlink(missing_ok=True)  # first: half a cache is no cache
@@ -184,7 +186,7 @@ class JoinedSplits(KeepsBuffers):
         allocate: Allocate = np.empty,
     ) -> Iterator[CachedBatch]:
         """As Split.batches, over all parts in the order `epoch_order(samples, seed, epoch)`."""
-        todo = rank_slice(epoch_order(self.samples, seed, epoch), batch_size, rank, world_size, drop_last)[start:]
+        todo = rank_slice(epoch_order(self.samples, seed, epoch), batch_size, rank, world_size, drop_last, start)
         return iterate(self, todo, 0, threads, allocate)
 
 

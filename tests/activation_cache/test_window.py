@@ -62,6 +62,13 @@ def test_without_a_budget_the_disk_less_a_reserve_is_the_budget(tmp_path: Path) 
     assert abs(own - free) < 10**9  # what is its own counts as free; others write to this disk too
 
 
+def test_a_budget_beyond_the_disk_is_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own").write_bytes(bytes(1000))
+    monkeypatch.setattr("activation_cache.store.disk_free", lambda folder: 500)
+    assert available(tmp_path, 10**12) == 1500
+    assert available(tmp_path, 200) == 200
+
+
 def test_slots_fit_the_budget() -> None:
     spec = SplitSpec("train", 10_000, (64,), {"class": "int64"})
     found = slot_samples(spec, Storage(), 1_000_000, slots=4, besides=100_000)
