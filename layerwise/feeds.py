@@ -23,10 +23,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from activation_cache import Cache, CachedBatch, Calibration, Damaged, JoinedSplits, epoch_order
+from activation_cache import Cache, CachedBatch, CacheError, Calibration, Damaged, JoinedSplits, epoch_order
 from activation_cache import Split as CachedSplit
 from layerwise.data.dataset import IntArray, Splits
-from layerwise.errors import DamagedData, RecipeError
+from layerwise.errors import DamagedData, NotReady, RecipeError
 from layerwise.nets.module import Module
 
 Array = npt.NDArray[Any]
@@ -253,6 +253,8 @@ class CacheFeed(Feed):
             yield
         except Damaged as error:
             raise DamagedData(f"{error}. Mend it with: {self._mend}") from error
+        except CacheError as error:  # such as an object store that fails
+            raise NotReady(str(error)) from error
 
     def shape(self, split: str) -> SampleShape:
         chosen = self._cache.splits[split]

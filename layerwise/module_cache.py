@@ -87,13 +87,17 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     try:
         yield
     except activation_cache.Damaged as error:
-        raise DamagedData(f"{error} Mend it with: {command} --repair") from error
+        raise DamagedData(f"{error}. Mend it with: {command} --repair") from error
     except activation_cache.DoesNotFit as error:
         raise WillNotFit(str(error)) from error
     except activation_cache.Locked as error:
         raise RunLocked(str(error)) from error
+    except activation_cache.StoreError as error:
+        raise NotReady(str(error)) from error
+    except activation_cache.InvalidSamples as error:
+        raise NotReady(f"{error}. Another --set cache.dtype may hold it, such as float32") from error
     except CacheError as error:
-        raise NotReady(f"{error} Write it with: {command}") from error
+        raise NotReady(f"{error}. Write it with: {command}") from error
 
 
 def cache_command(setup: Setup, number: int) -> str:

@@ -15,7 +15,9 @@ from layerwise import caching
 from layerwise.caching import repair_cache, write_cache
 from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
 from layerwise.feeds import Batch, SampleShape
+from layerwise.module_cache import cache_errors, cached
 from layerwise.recipe_loader import apply_overrides
+from layerwise.rolling import rolls
 from layerwise.schedule import run_stage
 from tests.conftest import TINY
 
@@ -169,3 +171,21 @@ def test_an_unfinished_cache_of_other_settings_is_replaced(written, make_setup, 
     cache = write_cache(other, 1)
     assert any("it is replaced" in note for note in notes)
     assert ("test" in cache.splits) == (setting != "cache.probe_splits=false")
+
+
+def test_where_there_is_no_limit_no_window_is_left(written, make_setup, monkeypatch):
+    rolling = make_setup(apply_overrides(TINY, ["cache.budget=4200000", "cache.codec=none"]))
+    write_cache(rolling, 1)
+    assert rolls(rolling, 1)
+    monkeypatch.setattr(activation_cache, "available", lambda location, budget: None)  # as of an object store
+    cache = write_cache(written, 1)
+    assert "train" in cache.splits
+    assert not rolls(written, 1)
+    assert cached(written, 1)
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_said_with_another_dtype(make_setup):
+    setup = make_setup(apply_overrides(TINY, ["cache.dtype=float16"]))
+    run_stage(setup, 1)
+    with pytest.raises(NotReady, match=r"not finite in float16\. Another --set cache\.dtype"), cache_errors(setup, 1):
+        raise activation_cache.InvalidSamples("split 'train': sample 'a' has values not finite in float16")

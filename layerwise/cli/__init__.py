@@ -26,6 +26,9 @@ class Commands(click.Group):
             code = error.exit_code
             click.echo(json.dumps({"error": kind, "message": error.format_message(), "exit_code": code}))
             sys.exit(code)
+        except click.Abort:  # a question was not answered
+            click.echo(json.dumps({"error": "Abort", "message": "a question was not answered", "exit_code": 1}))
+            sys.exit(1)
         sys.exit(status if isinstance(status, int) else 0)
 
 

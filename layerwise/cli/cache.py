@@ -27,7 +27,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         import activation_cache
         from layerwise.cache_report import describe_cache, stale_caches, stale_windows
         from layerwise.caching import repair_cache, write_cache
-        from layerwise.module_cache import cached
+        from layerwise.module_cache import cache_errors, cached
         from layerwise.render.tables import cache_table, prune_table, repair_table
 
         if prune:
@@ -37,7 +37,8 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
             count = len(stale) + len(windows)
             agreed = count > 0 and (yes or click.confirm(f"remove {count} stale cache(s)?", err=True))
             for module in stale if agreed else ():
-                activation_cache.remove(setup.run.cache(module))
+                with cache_errors(setup, module):
+                    activation_cache.remove(setup.run.cache(module))
             for module in windows if agreed else ():
                 shutil.rmtree(setup.run.window(module))
             outcome = {

@@ -181,7 +181,12 @@ def exit_code(error: Exception) -> int | None:
 
     if isinstance(error, LayerwiseError):
         return error.exit_code
-    return 1 if isinstance(error, OSError) and error.filename is not None else None
+    if isinstance(error, OSError):
+        return 1 if error.filename is not None else None
+
+    from activation_cache import CacheError
+
+    return 1 if isinstance(error, CacheError) else None  # looking at a cache, such as on a store that is not reached
 
 
 @contextmanager
