@@ -239,7 +239,7 @@ class CacheSettings(Settings):
     )
     url: str | None = free(
         None,
-        pattern=r"^(s3|gs|az|file)://[^\s]+$",
+        pattern=r"^((s3|gs|az)://|file:///)[^\s/]\S*$",
         description="where caches lie instead of in the run: s3://bucket/prefix, gs://, az:// or file://",
     )
     budget: Bytes | None = free(

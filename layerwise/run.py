@@ -53,7 +53,8 @@ class Run:
     def cache(self, number: int) -> Path | str:
         """In the run's own folder, or below the URL that the recipe names, in a folder of the run's name."""
         url = self.recipe.cache.url
-        return self.caches / str(number) if url is None else f"{url.rstrip('/')}/{self.folder.name}/{number}"
+        name = os.path.basename(os.path.abspath(self.folder))  # of `.` too, which has none itself
+        return self.caches / str(number) if url is None else f"{url.rstrip('/')}/{name}/{number}"
 
     def window(self, number: int) -> Path:
         """The rolling window on a cache that does not fit the disk."""

@@ -71,6 +71,8 @@ def test_stale_caches_are_removed_after_asking(layerwise):
     assert 'dtype (cached "float32", wanted "float16")' in found["reason"]
     assert layerwise("cache", "--prune").stdout.startswith("0 stale caches removed")
     assert layerwise("cache", "--module", 1, "--repair", *stale).exit_code == 1
+    unanswered = layerwise("cache", "--prune", "--json", *stale, input="")
+    assert unanswered.exit_code == json.loads(unanswered.stdout)["exit_code"] == 1
     assert layerwise("cache", "--prune", *stale, input="n\n").exit_code == 0
     assert CACHE.exists()
     assert layerwise("cache", "--prune", *stale, input="y\n").exit_code == 0
@@ -96,6 +98,36 @@ def test_a_cache_elsewhere(layerwise, tmp_path):
     assert layerwise("stage", 2).exit_code == 0, "the run remembers where its caches are"
     assert layerwise("verify").exit_code == 0
     assert layerwise("stage", 1, "--cache-url", "ftp://x").exit_code == 2
+
+
+def test_a_store_that_is_not_reached_is_said_in_one_line(layerwise, monkeypatch):
+    pytest.importorskip("obstore")
+    monkeypatch.setattr("activation_cache.remote.ATTEMPTS", 1)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
+    for command in (["status"], ["plan"], ["verify"], ["stage", 2], ["cache", "--module", 1], ["cache", "--prune"]):
+        result = layerwise(*command, "--set", "cache.url=s3://bucket/prefix")
+        assert result.exit_code == 1
+        assert "check the network" in result.stderr
+
+
+def test_the_url_of_a_run_names_its_folder(layerwise, tmp_path, monkeypatch):
+    monkeypatch.chdir("runs/tiny")
+    assert layerwise("cache", "--module", 1, "--run-dir", ".", "--cache-url", f"file://{tmp_path}/e").exit_code == 0
+    assert (tmp_path / "e/tiny/1/zarr.json").exists()
+    for url in ("s3:///prefix", "file:///", "file://relative/path", "file://"):
+        assert layerwise("status", "--run-dir", ".", "--set", f"cache.url={url}").exit_code == 2
+
+
+def test_what_is_no_window_of_ours_is_left_alone(rolling):
+    shutil.copytree(WINDOW / "slot-000001", WINDOW / "slot-000001.bak")
+    (WINDOW.parent / "old-window").mkdir()
+    assert rolling("stage", 2, "--fresh").exit_code == 0
+    assert rolling("cache", "--prune", "--yes").exit_code == 0
+    assert (WINDOW / "slot-000001.bak/zarr.json").exists()
+    assert (WINDOW.parent / "old-window").exists()
 
 
 WINDOW = Path("runs/tiny/caches/1-window")
