@@ -223,9 +223,9 @@ class Split(KeepsBuffers):
     ) -> Iterator[CachedBatch]:
         """One epoch's batches of one rank, from the `start`-th on; see CachedBatch for what they hold.
 
-        The order depends on seed and epoch alone (`order`; the stored order without `shuffle`), never on `threads` or
-        `start`. Step t of all ranks together covers the next batch_size * world_size samples. A last, shorter step is
-        dropped with `drop_last`, and shared out evenly without. `threads` and `allocate`: see `iterate`.
+        The order is that of `order(seed, epoch)` (the stored one without `shuffle`), whatever `threads` and `start`.
+        Step t of all ranks together covers the next batch_size * world_size samples. A last, shorter step is dropped
+        with `drop_last`, and shared out evenly without. `threads` and `allocate`: see `iterate`.
         """
         self._check_view(view)
         order = self.order(seed, epoch) if shuffle else np.arange(self.samples)
