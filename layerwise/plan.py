@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import activation_cache
 from layerwise import memory
+from layerwise.data.parts import Labelled
 from layerwise.errors import NotReady, Unpredictable, WillNotFit
 from layerwise.memory import Fit, Samples
 from layerwise.recipe import Recipe, Shape
@@ -157,7 +158,7 @@ def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
         facts = setup.facts
     except NotReady:
         expected = setup.recipe.dataset.expects()
-        if expected is None:
+        if expected is None or (isinstance(setup.recipe.dataset, Labelled) and not expected[1]):
             raise
         return Samples(*expected), None
     return Samples(facts.sample_shape, facts.classes), facts

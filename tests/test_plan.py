@@ -138,3 +138,12 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     assert refused.exit_code == 3
     assert "a larger --cache-budget" in json.loads(refused.stdout)["problems"][0]
     assert not list(tmp_path.glob("runs/*/stages"))
+
+
+@pytest.mark.parametrize("recipe", ["images", "speech"])
+def test_classes_that_only_folders_tell_are_asked_for(recipe, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked = ["plan", "--recipe", recipe, "--device", "cpu", "--method", "supervised"]
+    refused = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert refused.exit_code == 1
+    assert "--data-dir" in refused.stderr

@@ -6,7 +6,6 @@ Letters: B batch, C channels, S side of a crop.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -22,6 +21,7 @@ from torch import Tensor
 from layerwise.data.dataset import IntArray, Split
 from layerwise.data.decode import Unreadable, decode, window
 from layerwise.data.images import normalise
+from layerwise.data.seen import legible
 from layerwise.errors import DamagedData
 from layerwise.seeding import numpy_generator
 
@@ -48,8 +48,7 @@ class Picture(NamedTuple):
 
     @property
     def id(self) -> str:
-        """The name, in characters that any file can hold."""
-        return os.fsencode(self.name).decode("utf-8", "backslashreplace")
+        return legible(self.name)
 
 
 class Region(NamedTuple):

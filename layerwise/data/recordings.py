@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from layerwise import optional
 from layerwise.data.dataset import UNKNOWN, IntArray, Split
-from layerwise.data.seen import Facts, Unreadable, look_through
+from layerwise.data.seen import Facts, Unreadable, legible, look_through
 from layerwise.errors import DamagedData
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
@@ -61,24 +62,25 @@ class Recording:
         """(count,) samples from `begin` on, at 16 kHz, channels averaged; the same numbers as that part of the whole.
 
         Raises:
-            DamagedData: the file is not what it was when it was opened.
+            DamagedData: the file cannot be read any more, or has become shorter.
         """
         count = self.samples - begin if count is None else count
         old, new = self.rate // math.gcd(self.rate, RATE), RATE // math.gcd(self.rate, RATE)
         first = 0 if old == new else max(begin - MARGIN, 0) // new * new  # a sample of the file begins with it
         last = begin + count if old == new else begin + count + MARGIN
         try:
-            with soundfile.SoundFile(self.path) as file:
+            # As bytes, since a name need not be text; what soundfile declares of itself forgets them.
+            with soundfile.SoundFile(os.fsencode(self.path)) as file:  # type: ignore[arg-type]
                 file.seek(first // new * old)
                 values = file.read(-(-(last - first) * old // new), "float32", always_2d=True).mean(1)
         except (soundfile.SoundFileError, OSError) as error:
-            raise DamagedData(f"{self.path} could be read before and cannot be now: {error}") from error
+            raise DamagedData(f"{legible(self.path)} could be read before and cannot be now: {error}") from error
         if old != new:
             functional = optional.torchaudio("recordings at other rates than 16 kHz").functional
             values = functional.resample(torch.from_numpy(values), old, new).numpy()
         window: Waveform = values[begin - first : begin - first + count]
         if len(window) != count:
-            raise DamagedData(f"{self.path} has changed: it no longer has {self.samples} samples at 16 kHz")
+            raise DamagedData(f"{legible(self.path)} has changed: it no longer has {self.samples} samples at 16 kHz")
         return window
 
 
@@ -108,13 +110,14 @@ def examine(
     with closing(found):
         for (name, (path, speaker)), facts in zip(files.items(), found, strict=True):
             if isinstance(facts, OSError):
-                bad.append(f"{path} cannot be read: {facts}")
+                bad.append(f"{legible(path)} cannot be read: {facts.strerror or facts}")
             elif isinstance(facts, Unreadable):
-                bad.append(f"{path} {facts}")
+                bad.append(f"{legible(path)} {facts}")
             elif (wrong := required(facts["rate"], facts["channels"])) is not None:
-                bad.append(f"{path} {wrong}")
+                bad.append(f"{legible(path)} {wrong}")
             else:
-                good.append(Recording(name, path, speaker, facts["rate"], facts["samples"], facts["sha256"]))
+                told = facts["rate"], facts["samples"], facts["sha256"]
+                good.append(Recording(legible(name), path, legible(speaker), *told))
     require_few(bad, tolerated, len(files))
     return good, bad
 

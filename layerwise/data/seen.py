@@ -81,6 +81,11 @@ def look_through(
                 progress.note(f"every command will look at all of these files again: {error}")
 
 
+def legible(name: str | os.PathLike[str]) -> str:
+    """A file's name in characters that any file and any terminal can hold."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 def user_cache() -> Path:
     """Where this user keeps what can be made again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwise"

@@ -41,7 +41,7 @@ class SpeechSettings(DatasetSettings):
 class Speech(SpeechSettings):
     """FLAC, WAV or Ogg Vorbis below `--data-dir`, at any rate and with any number of channels.
 
-    The speaker is the first folder on the way to a recording.
+    The speaker is the first folder on the way to a recording. Hidden files and folders are passed by.
     """
 
     test: float = Field(0.2, gt=0, lt=1, description="part of each speaker's recordings that the probe is judged on")
@@ -52,14 +52,18 @@ class Speech(SpeechSettings):
             raise NotReady(f"{asked}: the recipe needs a folder of recordings, with one sub-folder for each speaker")
         files = {}
         for path in sorted(data_dir.rglob("*")):
-            if path.suffix.lower() in SUFFIXES and path.is_file():
-                place = path.relative_to(data_dir)
+            place = path.relative_to(data_dir)
+            hidden = any(part.startswith(".") for part in place.parts)
+            if path.suffix.lower() in SUFFIXES and not hidden and path.is_file():
                 files[place.as_posix()] = (path, place.parts[0] if len(place.parts) > 1 else "")
         if not files:
             raise NotReady(f"{data_dir} holds no recordings ({', '.join(SUFFIXES)})")
         recordings, bad = examine(files, self.unreadable, progress=progress)
+        notes = [f"left out: {line}" for line in bad]
+        if (loose := sum(not recording.speaker for recording in recordings)) not in (0, len(recordings)):
+            notes.append(f"{loose} recordings lie in {data_dir} itself, in no speaker's folder: they count as one more")
         train, test = divide(recordings, self.test)
-        return arrange(self, train, test, None, {}, seed, [f"left out: {line}" for line in bad])
+        return arrange(self, train, test, None, {}, seed, notes)
 
 
 def divide(recordings: Sequence[Recording], part: float) -> tuple[list[Recording], list[Recording]]:
@@ -87,7 +91,7 @@ def arrange(
 
     Args:
         phones: id to labels; None where the corpus has none.
-        classes: of the tasks beside the speakers.
+        classes: of the phones, where the corpus has them.
 
     Raises:
         NotReady: there are too few recordings.
@@ -96,6 +100,9 @@ def arrange(
     if settings.recordings is not None:
         share = settings.recordings / max(len(train), 1)
         train, test = _some(train, settings.recordings), _some(test, max(round(len(test) * share), 1))
+    if phones is not None and not all(any(recording.id in phones for recording in side) for side in (train, test)):
+        phones, classes = None, {}
+        notes.append("there is no phone task, since no utterance of training, or none of the test, has labels")
     speakers = sorted({recording.speaker for recording in [*train, *test]})
     known = len(speakers) > 1
     unheard = {recording.speaker for recording in test} - {recording.speaker for recording in train}

@@ -13,11 +13,12 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 import soundfile
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from layerwise.data.dataset import Splits
 from layerwise.data.formants import (
@@ -47,6 +48,7 @@ NOTE = (
     "the corpus `voices` is synthetic: formant synthesis by rule, no person speaks, "
     "and its accuracies say nothing about real speech"
 )
+Decibel = Annotated[float, Field(ge=-60, le=100)]
 INDEX = {phone.name: number for number, phone in enumerate(PHONES)}
 
 
@@ -57,8 +59,14 @@ class Voices(SpeechSettings):
     utterances: int = Field(20, ge=5, le=1000, description="of each speaker; a fifth of them is the test")
     words: int = Field(5, ge=1, description="in an utterance")
     lexicon: int = Field(200, ge=2, description="words there are")
-    noise: tuple[float, float] = Field((18.0, 22.0), description="dB: ratio of speech to noise, least and most")
+    noise: tuple[Decibel, Decibel] = Field((18.0, 22.0), description="dB: ratio of speech to noise, least and most")
     corpus_seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="after")
+    def _least_before_most(self) -> Voices:
+        if self.noise[0] > self.noise[1]:
+            raise ValueError(f"noise {self.noise} must be the least ratio and then the most")
+        return self
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {"speaker": self.speakers, "phone": len(PHONES)}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import soundfile
@@ -309,7 +312,56 @@ def test_labels_of_nothing_that_is_here_are_no_task(tmp_path):
     (tmp_path / "converted_aligned_phones.txt").write_text("\n".join(trained_on) + "\n")
     splits = opened(tmp_path)
     assert splits.classes == {"speaker": 3}
-    assert any("labels no utterance of training, or none of the test" in note for note in splits.notes)
+    assert any("no utterance of training, or none of the test, has labels" in note for note in splits.notes)
+
+
+def test_labels_that_none_of_the_recordings_taken_has_are_no_task(tmp_path):
+    names = corpus(tmp_path)
+    label(tmp_path, names)
+    taken = opened(tmp_path, recordings=4)
+    left = [name for name in names if name not in {*taken.probe.ids, *taken.test.ids}]
+    path = tmp_path / "converted_aligned_phones.txt"
+    path.write_text("\n".join(line for line in path.read_text().splitlines() if line.partition(" ")[0] in left))
+    assert opened(tmp_path).classes == {"speaker": 3, "phone": 41}
+    assert "phone" not in opened(tmp_path, recordings=4).classes
+
+
+def test_hidden_files_and_folders_are_no_recordings(tmp_path):
+    corpus(tmp_path)
+    folder = tmp_path / "LibriSpeech" / "train-clean-100"
+    (folder / "1" / "7" / "._1-7-0000.flac").write_bytes(b"\0\5\x16\7" + bytes(4000))  # as macOS leaves them
+    (folder / ".trash").mkdir()
+    soundfile.write(folder / ".trash" / "a.wav", tone(0.5), 16_000)
+    any_folder = Speech(window=WINDOW, unreadable=0).open(folder, download=False, seed=0)
+    for splits in (opened(tmp_path, unreadable=0), any_folder):
+        assert splits.classes == {"speaker": 3}
+        assert len(splits.probe) + len(splits.test) == 15
+
+
+def test_names_that_are_no_text_are_samples_like_others(tmp_path):
+    corpus(tmp_path)
+    folder = tmp_path / "LibriSpeech" / "train-clean-100"
+    strange = os.fsdecode(bytes(folder / "1" / "caf") + b"\xe9.wav")
+    soundfile.write(folder / "1" / "a.wav", tone(0.5), 16_000)
+    os.rename(folder / "1" / "a.wav", strange)
+    Path(strange.replace("caf", "broken")).write_bytes(b"")
+    splits = Speech(window=WINDOW).open(folder, download=False, seed=0)
+    assert "1/caf\\xe9.wav" in {*splits.probe.ids, *splits.test.ids}
+    for split in splits.named().values():
+        split.manifest().encode()
+        for index in range(len(split)):
+            split.batch(np.array([index]), None)
+    (note,) = splits.notes
+    assert note.encode().endswith(b"broken\\xe9.wav is empty")
+
+
+def test_a_recording_in_no_folder_is_told_of(tmp_path):
+    corpus(tmp_path)
+    folder = tmp_path / "LibriSpeech" / "train-clean-100"
+    soundfile.write(folder / "a.wav", tone(0.5), 16_000)
+    splits = Speech(window=WINDOW).open(folder, download=False, seed=0)
+    assert splits.classes == {"speaker": 4}
+    assert splits.notes == (f"1 recordings lie in {folder} itself, in no speaker's folder: they count as one more",)
 
 
 def test_label_files_that_are_no_text_are_named(tmp_path):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import numpy as np
+import pytest
 import soundfile
+from pydantic import ValidationError
 
 from layerwise.data.formants import PHONES, Voice, draw_voice, synthesise
 from layerwise.data.voices import INDEX, Voices
@@ -106,3 +108,9 @@ def test_it_is_read_speech_in_librispeechs_layout(tmp_path):
     assert {(soundfile.info(path).samplerate, soundfile.info(path).channels) for path in flac} == {(16_000, 1)}
     transcript = (flac[0].parent / "1-1.trans.txt").read_text().split("\n")
     assert transcript[0].startswith("1-1-0000 SIL ")
+
+
+@pytest.mark.parametrize("noise", [(30, 10), (1e9, 1e9), (-1e9, 0)])
+def test_a_noise_that_cannot_be_is_refused(noise):
+    with pytest.raises(ValidationError, match="noise"):
+        Voices(noise=noise)
