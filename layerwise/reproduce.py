@@ -12,7 +12,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,10 @@ class Ground:
     fresh: bool
     progress: Progress
     stopping: Stopping
+    _anew: set[Path] = field(default_factory=set, init=False)
+    """Runs that `fresh` has trained again: several cells share one."""
 
-    @property
+    @cached_property
     def recipe(self) -> Recipe:
         """As its file and the overrides give it."""
         return resolve_recipe(self.source, self.overrides)
@@ -65,11 +68,22 @@ class Ground:
         recipe = self.recipe
         return {"recipe": recipe.name, "scale": recipe.scale, "seeds": list(self.all_seeds()), "set": self.overrides}
 
-    @contextmanager
-    def trained(self, training: Training, seed: int) -> Iterator[Setup]:
-        """The finished training, held while the block reads from it."""
+    def overrides_for(self, training: Training, seed: int) -> list[str]:
+        """Those of the reproduction that the training heeds, and its own."""
         own = (f"method={training.method}", f"schedule={training.schedule}", f"seed={seed}", *training.changes)
-        overrides = heeded(self.source, (*self.overrides, *own))  # one --set for all rows, whatever their method
+        return heeded(self.source, (*self.overrides, *own))  # one --set for all rows, whatever their method
+
+    @contextmanager
+    def trained(self, training: Training, seed: int, task: str | None = None) -> Iterator[Setup]:
+        """The finished training, held while the block reads from it.
+
+        Args:
+            task: what the dataset must have labels for, as `choose_task` takes it; None: it needs none.
+
+        Raises:
+            UsageError: it has none; nothing was trained.
+        """
+        overrides = self.overrides_for(training, seed)
         recipe = resolve_recipe(self.source, overrides)
         folder = self.root / f"{training.key}-seed{seed}"
         run = open_run(folder, recipe)
@@ -79,8 +93,11 @@ class Ground:
         )
         with run.locked("reproduce"):
             run.follow(self.source, overrides, self.data_dir)
-            for _ in train_all(setup, fresh=self.fresh):
+            if task is not None:
+                choose_task(setup, task)
+            for _ in train_all(setup, fresh=self.fresh and folder not in self._anew):
                 pass
+            self._anew.add(folder)
             yield setup
 
 
@@ -88,9 +105,11 @@ def table(ground: Ground, paper: PaperTable) -> dict[str, Any]:
     """Every row of a table: the accuracies (%) of each seed, their mean and deviation, and the difference to the paper.
 
     Raises:
-        UsageError: the recipe's dataset lacks a task of the table.
+        UsageError: the recipe's dataset lacks a task of the table, or the recipe a field that a row changes.
     """
     _require_tasks(ground, paper)
+    for cell in (cell for row in paper.rows for cell in row.cells.values()):  # before the first is trained
+        resolve_recipe(ground.source, ground.overrides_for(cell.training, ground.recipe.seed))
     rows, sources = [], []
     for number, row in enumerate(paper.rows, 1):
         ground.progress.note(f"row {number} of {len(paper.rows)}: {row.title}")
@@ -146,7 +165,7 @@ def compare(ours: Sequence[float], paper: float | None, deviation: float | None 
 
 
 def _judge(ground: Ground, cell: Cell, task: str, seed: int) -> dict[str, Any]:
-    with ground.trained(cell.training, seed) as setup:
+    with ground.trained(cell.training, seed, task) as setup:
         name = choose_task(setup, task)
         if cell.features is None:
             accuracy = probe_module(setup, len(setup.holders))["tasks"][name]["trained"]["accuracy"]
@@ -224,7 +243,7 @@ def errors_by_layer(ground: Ground) -> dict[str, Any]:
     for training in (GIM, CPC, SUPERVISED):
         by_module: dict[int, list[float]] = {}
         for seed in ground.all_seeds():
-            with ground.trained(_for_speakers(ground, training), seed) as setup:
+            with ground.trained(_for_speakers(ground, training), seed, "") as setup:
                 sources.append(_source(setup))
                 task = "speaker" if "speaker" in setup.facts.classes else choose_task(setup, "")
                 for part in range(1, len(setup.holders) + 1):

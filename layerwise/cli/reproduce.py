@@ -32,8 +32,11 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
     from layerwise.reproduce import Ground, reproduce
     from layerwise.run import RUNS, run_name
 
-    if options.method is not None:
-        raise UsageError("reproduce trains every method of a table: leave out --method")
+    changed = {override.partition("=")[0].strip() for override in options.set}
+    if options.method is not None or changed & {"method", "schedule"}:
+        raise UsageError(
+            f"{what} says itself by which methods and schedules to train: leave out --method and --set of either"
+        )
     if scale is not None:
         options = options.override(scale=scale)
     source = options.recipe or DEFAULTS[what]

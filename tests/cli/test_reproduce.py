@@ -6,10 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
 from layerwise.cli import main
+from layerwise.paper import GIM
+from layerwise.progress import SILENT
+from layerwise.reproduce import Ground
+from layerwise.stopping import Stopping
 
 RECIPE = Path(__file__).parents[1] / "tiny_recipe.py"
 TITLES = [
@@ -88,6 +93,22 @@ def test_figures_take_the_tables_trainings(figure: str, table1: Result, root: Pa
                 assert strengths == sorted(strengths, reverse=True)
 
 
+def test_what_cells_share_is_trained_again_once(tmp_path: Path) -> None:
+    def ground(fresh: bool) -> Ground:
+        shared = {"data_dir": None, "download": False, "progress": SILENT, "stopping": Stopping()}
+        changes = ("training.epochs=1", "feed=recompute")
+        return Ground(str(RECIPE), changes, tmp_path, 1, torch.device("cpu"), fresh=fresh, **shared)
+
+    def frozen(ground: Ground) -> int:
+        with ground.trained(GIM, 0) as setup:
+            return (setup.run.stage(1) / "stage.json").stat().st_mtime_ns
+
+    first, again = frozen(ground(False)), ground(True)
+    second = frozen(again)
+    assert second != first
+    assert frozen(again) == second
+
+
 def test_a_scale_is_said_loudly(tmp_path: Path) -> None:
     result = json.loads(reproduce(tmp_path, "figure3", "--scale", "0.5").stdout)
     assert result["scale"] == 0.5
@@ -99,3 +120,50 @@ def test_a_table_of_speech_asks_for_a_recipe_of_speech(tmp_path: Path) -> None:
     assert not any(path.is_dir() for path in tmp_path.iterdir())  # nothing was trained first
     assert result.exit_code == 2
     assert "phone" in json.loads(result.stdout)["message"]
+
+
+@pytest.mark.parametrize("change", [("--method", "cpc"), ("--set", "method=cpc"), ("--set", "schedule=iterative")])
+def test_what_the_rows_choose_cannot_be_chosen(change: tuple[str, str], tmp_path: Path) -> None:
+    result = reproduce(tmp_path, "table1", *change)
+    assert result.exit_code == 2
+    assert "leave out --method" in json.loads(result.stdout)["message"]
+
+
+def test_a_row_that_cannot_be_trained_is_said_before_the_first_is(tmp_path: Path) -> None:
+    given = ["reproduce", "table4", "--recipe", "voices", "--run-dir", str(tmp_path), "--set", "network.context=null"]
+    result = CliRunner().invoke(main, [*given, "--json"], catch_exceptions=False)
+    assert result.exit_code == 2
+    assert "network.context" in json.loads(result.stdout)["message"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for number in range(10):
+        path = tmp_path / "pictures" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((80, 80), 60).convert("RGB").save(path)
+    return tmp_path / "pictures"
+
+
+def small(what: str, pictures: Path, root: Path) -> Result:
+    given = ["reproduce", what, "--recipe", "images", "--data-dir", str(pictures), "--run-dir", str(root), "--json"]
+    sizes = ["training.epochs=1", "training.batch_size=4", "network.width=0.1", "dataset.resize=80"]
+    changes = [argument for size in sizes for argument in ("--set", size)]
+    return CliRunner().invoke(main, [*given, *changes], catch_exceptions=False)
+
+
+def test_labels_that_only_the_files_tell_are_asked_for_before_training(pictures: Path, tmp_path: Path) -> None:
+    for path in sorted(pictures.glob("*/*")):
+        path.rename(pictures / path.name)
+    result = small("figure4", pictures, tmp_path / "root")
+    assert result.exit_code == 2
+    assert "labels for some task" in json.loads(result.stdout)["message"]
+    assert not list(tmp_path.glob("root/*/stages"))
+
+
+def test_fewer_pictures_than_patches_to_show(pictures: Path, tmp_path: Path) -> None:
+    result = small("figure2", pictures, tmp_path / "root")
+    assert result.exit_code == 0
+    assert {len(one["patches"]) for module in json.loads(result.stdout)["modules"] for one in module["neurons"]} == {2}
+    assert "the 2 patches" in (tmp_path / "root" / "figure2.md").read_text()
