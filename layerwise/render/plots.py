@@ -132,7 +132,7 @@ def _curve(axes: Axes, stage: Mapping[str, Any], theme: Theme) -> None:
         axes.plot([best], [at], "D", color=theme.second, markersize=7, markeredgecolor=theme.paper, label=label)
     axes.set_title(f"module {stage['module']}")
     axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
 
 
 def _probes(probes: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[str, Any]]) -> Picture:

@@ -109,7 +109,7 @@ def _memory(result: Mapping[str, Any]) -> Picture:
             hidden = "_" if place else ""
             axes.barh(place, row["ours"] or 0, height=0.6, color=theme.first, label=f"{hidden}ours, {row['kind']}")
             if row["paper"] is not None:
-                label = f"{hidden}the paper's, measured"
+                label = f"{hidden}the paper's ({result['paper_dataset']}), measured"
                 axes.plot(row["paper"], place, "D", color=theme.second, markersize=9, linestyle="none", label=label)
             text = "not known" if row["ours"] is None else f"{row['ours']:.2f}"
             axes.annotate(text, (row["ours"] or 0, place), xytext=(4, 0), textcoords="offset points", va="center")
@@ -175,7 +175,6 @@ def _accuracy_rows(
     axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], theme: Theme, result: Mapping[str, Any]
 ) -> None:
     for place, (_, cell) in enumerate(rows):
-        short = cell["mean"] < SHORT
         hidden = "_" if place else ""  # one entry in the legend
         theirs = f"{hidden}the paper's ({result['paper_dataset']})"
         axes.barh(place, cell["mean"], height=0.6, color=theme.first, label=f"{hidden}ours")
@@ -194,25 +193,22 @@ def _accuracy_rows(
                 clip_on=False,
                 label=theirs,
             )
-        beside_theirs = cell["paper"] is not None and cell["paper"] < SHORT and not short
+        # Beside the plot, where no bar, deviation or mark of the paper's can cross it.
         axes.annotate(
             _plus_minus(cell["mean"], cell["deviation"]),
-            (cell["mean"] if short else cell["paper"] if beside_theirs else 0, place),
-            xytext=(12 if beside_theirs else 6, 0),
+            (1, place),
+            xycoords=("axes fraction", "data"),
+            xytext=(10, 0),
             textcoords="offset points",
             va="center",
-            color=theme.ink if short else theme.paper,
+            color=theme.first,
             fontweight="bold",
-            zorder=5,
         )
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, 100)
     axes.grid(axis="y", visible=False)
     axes.set_xlabel("test accuracy (%)")
-
-
-SHORT = 16  # %, below which a bar is too short to hold its number
 
 
 def _curves(result: Mapping[str, Any]) -> Picture:
@@ -232,11 +228,11 @@ def _curves(result: Mapping[str, Any]) -> Picture:
                     _band(axes, module[schedule], name, color, style, width, label)
             axes.set_title(f"module {module['module']}")
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6, min_n_ticks=1))
         for axes in every[len(modules) :]:
             axes.set_visible(False)
         for axes in every[::columns]:
-            axes.set_ylabel("InfoNCE loss (nats)")
+            axes.set_ylabel("loss (nats)")
         figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
         handles, labels = every[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=4)
@@ -266,7 +262,9 @@ def _band(
     """The mean over seeds, for as many epochs as all of them have, and the range between them."""
     epochs = [line["epoch"] for line in min(runs, key=len)]
     values = [[run[place][name] for run in runs] for place in range(len(epochs))]
-    axes.plot(epochs, [math.fsum(row) / len(row) for row in values], style, color=color, linewidth=width, label=label)
+    means = [math.fsum(row) / len(row) for row in values]
+    marker = "o" if len(epochs) == 1 else None
+    axes.plot(epochs, means, style, color=color, linewidth=width, marker=marker, markersize=6 + 2 * width, label=label)
     if len(runs) > 1:
         axes.fill_between(epochs, [min(row) for row in values], [max(row) for row in values], color=color, alpha=0.15)
 
@@ -311,8 +309,12 @@ def _errors(result: Mapping[str, Any]) -> Picture:
         axes.grid(which="minor", linewidth=0.4)
         axes.set_xticks(modules)
         axes.set_xlabel("module whose representation is classified")
-        axes.set_ylabel(f"{result['task']}: test error (%), log scale")
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        faultless = any(point["mean"] < FLOOR for line in result["methods"] for point in line["points"])
+        lowest = f"; 0 at {FLOOR:g}" if faultless else ""
+        axes.set_ylabel(f"{result['task']}: test error (%), log scale{lowest}")
+        beside = any(line["paper_last"] is not None for line in result["methods"])
+        whose = f"hollow: the paper's,\n{result['paper_dataset']}" if beside else None
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=whose)
         figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
         return figure
 
@@ -336,7 +338,7 @@ def _patches(result: Mapping[str, Any]) -> Picture:
         from matplotlib import colormaps
         from matplotlib.figure import Figure
 
-        columns = max(len(module["neurons"]) for module in modules)
+        columns = _columns(modules)
         figure = Figure(figsize=(1.25 * columns + 1.0, 1.55 * len(modules) + 0.8), layout="constrained")
         colors = colormaps["gray"].with_extremes(bad=theme.first)
         grid = figure.subplots(len(modules), columns, squeeze=False)
@@ -356,22 +358,24 @@ def _patches(result: Mapping[str, Any]) -> Picture:
         return figure
 
     side = len(modules[0]["neurons"][0]["patches"][0]["pixels"])
+    shown = len(modules[0]["neurons"][0]["patches"])
     words = (
-        f"For {columns_of(modules)} neurons of each module, the four patches ({side}x{side} pixels, of four pictures "
-        "that no stage learnt from) with the neuron's highest activations."
+        f"For {_columns(modules)} neurons of each module, the {shown} patches ({side}x{side} pixels, of as many "
+        "pictures that no stage learnt from) with the neuron's highest activations."
     )
     return Picture("patches", result["title"], words, draw)
 
 
-def columns_of(modules: Sequence[Mapping[str, Any]]) -> int:
+def _columns(modules: Sequence[Mapping[str, Any]]) -> int:
     return max(len(module["neurons"]) for module in modules)
 
 
 def _mosaic(patches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """Four patches, two by two, with a line of no value between them."""
+    """At most four patches, two by two, with a line of no value between them; none where there are fewer pictures."""
     gap = math.nan
-    first, second, third, fourth = (patch["pixels"] for patch in patches)
-    side = len(first)
+    side = len(patches[0]["pixels"])
+    nothing = [[gap] * side] * side
+    first, second, third, fourth = ([patch["pixels"] for patch in patches] + [nothing] * 4)[:4]
     upper = [[*left, gap, *right] for left, right in zip(first, second, strict=True)]
     lower = [[*left, gap, *right] for left, right in zip(third, fourth, strict=True)]
     return [*upper, [gap] * (2 * side + 1), *lower]
