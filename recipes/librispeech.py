@@ -1,9 +1,16 @@
 """LibriSpeech as in the paper (section 4.2): five convolutions and a recurrent context; phones and speakers.
 
 Needs `--data-dir` with LibriSpeech train-clean-100 (or `--download`); phone labels where CPC's authors' files lie
-beside it. Follows the paper: Adam at 2e-4, up to 1,000 epochs of one window a recording. The paper uses 8 windows on
-each of 4 GPUs; this is one batch of 32. The labelled splits, whole utterances of conv 1 to 5, would take terabytes,
-so the caches leave them out.
+beside it. Follows the paper: Adam at 2e-4, up to 1,000 epochs of one window a recording. The labelled splits, whole
+utterances of conv 1 to 5, would take terabytes, so the caches leave them out.
+
+Where this differs from the paper and its published code:
+
+* The batch is 32 windows, where they have 8 on each of 4 GPUs; so negatives come from all 32.
+  training.batch_size=8 gives those of one GPU.
+* A twentieth of the recordings is held out, to tell when a module has converged; training.patience=1000 always trains
+  1,000 epochs.
+* A cache holds one window of each recording, where their later modules see fresh ones; cache.views=8 stores eight.
 """
 
 from __future__ import annotations
