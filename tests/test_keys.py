@@ -127,7 +127,7 @@ def others(value: Any, field: FieldInfo) -> Iterator[Any]:
         case None:
             yield from (100, 3, "s3://bucket/prefix", "word", 0.5, True, ["word"], [1, 1, 2], {})
         case tuple():
-            yield from ([*value, *value[-1:]], list(value[:-1]), [2, 1], [0.5], ["word"], ["speaker"], [])
+            yield from ([*value, *value[-1:]], list(value[:-1]), [2, 1], [1, 2], [0.5], ["word"], ["speaker"], [])
         case str():
             yield f"{value}x"
 
