@@ -86,6 +86,11 @@ def require_heeded(recipe: Recipe) -> None:
             "of modules that are trained together, and these are trained one after another. Train them together with "
             "--schedule simultaneous, or leave it at --set training.update_every=[1]"
         )
+    if not together and recipe.together is not None:
+        raise RecipeError(
+            f"together = {recipe.together} would have no effect: these modules are trained one after another. Train "
+            "the first ones together with --schedule simultaneous, or leave it at --set together=null"
+        )
     if together and recipe.together is None and recipe.training.noise > 0:
         raise RecipeError(
             f"training.noise = {recipe.training.noise:g} would have no effect: it is added to the inputs of modules "
@@ -253,7 +258,9 @@ def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = ""
         _put(fields[key], rest, value, name, f"{above}{field}.")
     elif isinstance(fields[key], _Group) and value is not None:
         inner = _listed([f"{name}.{known}" for known in fields[key].fields])
-        raise RecipeError(f"{name} is a group of fields: set one of them ({inner})")
+        optional = isinstance(draft, _Group) and type(None) in get_args(draft.kind.model_fields[field].annotation)
+        without = f", or leave it out with {name}=null" if optional else ""
+        raise RecipeError(f"{name} is a group of fields: set one of them ({inner}){without}")
     elif isinstance(draft, _Group):
         draft.fields[key] = value
     else:

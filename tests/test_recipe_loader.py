@@ -73,6 +73,13 @@ def test_a_bad_override_is_answered_in_one_line(override: str, message: str) -> 
     assert refused("digits", override) == message
 
 
+def test_a_group_that_may_be_absent_says_how() -> None:
+    assert refused("voices", "network.context=none") == (
+        "network.context is a group of fields: set one of them (network.context.hidden, network.context.bptt), "
+        "or leave it out with network.context=null"
+    )
+
+
 def test_an_unknown_recipe_names_the_nearest() -> None:
     assert refused("digit") == (
         "there is no recipe 'digit': did you mean digits? A recipe of your own is given as a path that ends in .py"

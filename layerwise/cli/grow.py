@@ -30,7 +30,7 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
         network = recipe.network
         if not isinstance(network, PatchResNet) or network.cuts is not None:
             raise UsageError(
-                f"grow adds a group to a PatchResNet with a module a group (network.cuts = none), and the recipe "
+                f"grow adds a group to a PatchResNet with a module a group (network.cuts = null), and the recipe "
                 f"{recipe.name!r} has another network or method: add the module in the recipe, and train it with "
                 "layerwise stage"
             )
@@ -42,12 +42,14 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
         require_stages(setup, depth)
         last = network.groups[-1]
         added = {"channels": channels or 2 * last.channels, "blocks": blocks, "stride": stride}
-        if added["channels"] == last.channels and stride == 1:
+        taller = network.model_copy(update={"groups": (*network.groups, last.model_copy(update=added))})
+        if taller.identity_through(depth) != network.identity_through(depth):
             raise UsageError(
-                f"a module of {last.channels} channels and stride 1 on one of as many reads its input unrectified, "
-                "which the module below does not hand on: choose other --channels, or a --stride"
+                f"a module of {added['channels']} channels (times network.width = {network.width:g}) and stride 1 on "
+                "one of as many reads its input unrectified, which the module below does not hand on: choose other "
+                "--channels, or a --stride"
             )
-        groups = json.dumps([*(group.model_dump() for group in network.groups), added])
+        groups = json.dumps([group.model_dump() for group in taller.groups])
     together = depth if recipe.schedule == "simultaneous" and recipe.together is None else None
     grown = dataclasses.replace(options.override(**{"network.groups": groups, "together": together}), run_dir=folder)
     with setup_for(grown, purpose="grow") as setup:

@@ -60,7 +60,7 @@ class SpeechEncoder(NetworkSettings):
     channels: int = Field(512, ge=1, description="of every convolution")
     layers: tuple[Convolution, ...] = Field(PAPER_LAYERS, min_length=1)
     context: GRUContext | None = Field(
-        GRUContext(), description="none: the last convolution is the last module (paper, Table 4)"
+        GRUContext(), description="null: the last convolution is the last module (paper, Table 4)"
     )
 
     @property

@@ -252,7 +252,7 @@ def flatten(settings: object, name: str = "") -> list[tuple[str, str]]:
     elif isinstance(settings, list) and any(isinstance(item, Mapping) for item in settings):
         items = enumerate(settings)
     else:
-        words = {"None": "none", "True": "true", "False": "false"}
+        words = {"None": "null", "True": "true", "False": "false"}
         return [(name, words.get(str(settings), str(settings)))]
     return [row for key, value in items for row in flatten(value, f"{name}.{key}" if name else str(key))]
 

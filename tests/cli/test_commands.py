@@ -224,7 +224,11 @@ def test_another_method_leaves_behind_what_it_replaces_and_says_so(layerwise):
 
 @pytest.mark.parametrize(
     ("setting", "schedule", "way_out"),
-    [("training.update_every=[1,2]", "iterative", "simultaneous"), ("training.noise=0.1", "simultaneous", "iterative")],
+    [
+        ("training.update_every=[1,2]", "iterative", "simultaneous"),
+        ("together=2", "iterative", "simultaneous"),
+        ("training.noise=0.1", "simultaneous", "iterative"),
+    ],
 )
 def test_a_field_that_the_schedule_would_ignore_is_refused(layerwise, tmp_path, setting, schedule, way_out):
     refused = layerwise("run", "--recipe", RECIPE, "--schedule", schedule, "--set", setting)

@@ -77,6 +77,17 @@ def test_a_module_that_would_change_the_one_below_is_refused(finished: Path) -> 
     assert "--stride" in json.loads(refused.stdout)["message"]
 
 
+def test_channels_are_compared_as_the_width_makes_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number in (1, 2, 3):
+        narrow = ("--set", "network.width=0.5", "--set", "training.epochs=1", "--set", "feed=recompute")
+        assert call("stage", number, "--recipe", RECIPE, "--run-dir", "run", *narrow).exit_code == 0
+    refused = call("grow", "--channels", 20)  # 10 is taken for 8, which the last module has
+    assert refused.exit_code == 2
+    assert "network.width = 0.5" in json.loads(refused.stdout)["message"]
+    assert call("grow", "--channels", 24).exit_code == 0
+
+
 def test_an_unfinished_run_does_not_grow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert call("stage", 1, "--recipe", RECIPE, "--set", "training.epochs=1").exit_code == 0

@@ -212,7 +212,7 @@ def test_settings_are_named_as_set_names_them() -> None:
         ("network.groups.0.channels", "8"),
         ("network.groups.1.channels", "16"),
         ("network.on", "true"),
-        ("network.no", "none"),
+        ("network.no", "null"),
     ]
 
 
