@@ -8,9 +8,10 @@ Letters: N samples (or positions), C channels, P positions, L labels of a sample
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from layerwise.data.dataset import UNKNOWN
-from layerwise.errors import NotReady, UsageError
+from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stage
 from layerwise.inputs import nearest_inputs
@@ -30,7 +31,7 @@ from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe
 from layerwise.seeding import numpy_generator, seeded
 from layerwise.setup import Setup
-from layerwise.storage import read_json, write_json
+from layerwise.storage import FULL, read_json, write_json
 
 HELD_OUT = 0.2  # of the training samples, to choose the learning rate on (appendix A.1)
 BLOCK = 1 << 16  # samples that are judged at once
@@ -268,6 +269,9 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
     """By task, what a module makes of a split.
 
     The numbers lie in files in `folder`, since the frames of a hundred hours of speech take tens of gigabytes.
+
+    Raises:
+        WillNotFit: the disk is full.
     """
     labels: dict[str, list[Tensor]] = {}
     files: dict[str, BinaryIO] = {}
@@ -291,7 +295,15 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
             rows = np.memmap(file, np.float32, "r+", shape=(len(known), module.channels))
             every = Labelled(torch.from_numpy(rows), known)
             found[task] = every if bool((known != UNKNOWN).all()) else every.at((known != UNKNOWN).nonzero().flatten())
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise WillNotFit(
+            f"could not write the features of the split {split!r} to {folder.parent}: {os.strerror(error.errno)}. Free "
+            "some disk and run the same command again; what was saved before is whole."
+        ) from error
     finally:
         for file in files.values():
-            file.close()
+            with suppress(OSError):  # of which was told above
+                file.close()
     return found

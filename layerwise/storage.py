@@ -22,6 +22,9 @@ from torch import Tensor
 
 from layerwise.errors import DamagedData, WillNotFit
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says, or a limit, that can take no more."""
+
 
 def write_file(path: Path, content: bytes) -> None:
     """Replace the file's content, or leave it as it was.
@@ -40,7 +43,7 @@ def write_file(path: Path, content: bytes) -> None:
         flush_directory(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in FULL:
             raise WillNotFit(
                 f"could not write {path} ({len(content):,} bytes): {os.strerror(error.errno)}. Free some "
                 "disk and run the same command again; what was saved before is whole."

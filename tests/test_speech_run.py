@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import activation_cache
 from layerwise.caching import write_cache
 from layerwise.data.dataset import UNKNOWN
 from layerwise.data.voices import Voices
-from layerwise.errors import StoppedEarly
+from layerwise.errors import StoppedEarly, WillNotFit
 from layerwise.frozen import load_frozen
 from layerwise.inputs import nearest_inputs, stage_inputs
 from layerwise.methods import with_method
@@ -231,6 +232,20 @@ def test_a_probe_ignores_what_has_no_label(make, tmp_path):
         assert len(found["phone"]) == sum(recording.labels for recording in split.recordings[1:])
         assert (found["phone"].labels != UNKNOWN).all()
         assert found["phone"].features.shape[1] == 8
+
+
+def test_a_probe_that_fills_the_disk_says_so(make, tmp_path):
+    setup = make()
+    feed, module = nearest_inputs(setup, 1, ()), setup.untrained()[0].eval()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with _scratch(tmp_path) as folder:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+        try:
+            with pytest.raises(WillNotFit, match=f"features of the split 'probe' to {tmp_path}: File too large"):
+                features(feed, module, "probe", setup.device, folder)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.glob("probe-*"))
 
 
 def test_standardising_makes_small_features_as_good_as_large_ones():
