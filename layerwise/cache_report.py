@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import activation_cache
-from layerwise.errors import NotReady
+from layerwise.errors import DamagedData, NotReady
 from layerwise.module_cache import cache_errors, cache_key, open_cache
-from layerwise.rolling import rolls
+from layerwise.rolling import read_rolling, rolls, window_note
 from layerwise.setup import Setup
 
 
@@ -88,8 +88,14 @@ def verify_caches(setup: Setup) -> list[dict[str, Any]]:
     """Read every byte of every cache of the run. `damaged`: path to what is wrong with it; `unexpected`: files that
     no writer of a cache put there.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for number in range(1, setup.depth + 1):
+        try:
+            read_rolling(setup, number)
+        except DamagedData as error:
+            note = window_note(setup, number)
+            damage = {"damaged": {note.name: str(error)}, "unexpected": []}
+            found.append({"module": number, "location": str(note.parent), "bytes": 0, "files": 1, **damage})
         window = sorted(setup.run.window(number).glob("slot-*"))
         for location in (setup.run.cache(number), *window):
             if activation_cache.inspect(location).state in ("absent", "partial"):

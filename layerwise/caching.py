@@ -136,8 +136,9 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
 
     Raises:
         NotReady: there is no cache, or it is stale: then it has to be written anew.
-        DamagedData: nothing says any more what the cache holds: likewise.
+        DamagedData: nothing says any more what the cache holds, or how its window rolls: likewise.
     """
+    read_rolling(setup, number)  # raises where it is damaged
     location, key = setup.run.cache(number), cache_key(setup, number)
     with cache_errors(setup, number):
         found = activation_cache.inspect(location, key)

@@ -56,14 +56,14 @@ class Rolling:
 
 def rolls(setup: Setup, number: int) -> bool:
     """Whether the cache of module `number` was written without its training samples: a window holds some of them."""
-    return _note(setup, number).exists()
+    return window_note(setup, number).exists()
 
 
 def read_rolling(setup: Setup, number: int) -> Rolling | None:
     """How the window on the outputs of module `number` rolls; None where there is none, or where it was settled for
     another budget.
     """
-    known = read_json(_note(setup, number))
+    known = read_json(window_note(setup, number))
     if known is None or known.pop("budget") != setup.recipe.cache.budget:
         return None
     return Rolling(**known, epochs=setup.recipe.cache.window_epochs)
@@ -72,14 +72,15 @@ def read_rolling(setup: Setup, number: int) -> Rolling | None:
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
     """Note how a cache rolls, or that it does not, before it is written: then no window is left beside it."""
     if rolling is None:
-        _note(setup, number).unlink(missing_ok=True)
+        window_note(setup, number).unlink(missing_ok=True)
         shutil.rmtree(setup.run.window(number), ignore_errors=True)
     else:
         sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
-        write_json(_note(setup, number), {"budget": setup.recipe.cache.budget, **sizes})
+        write_json(window_note(setup, number), {"budget": setup.recipe.cache.budget, **sizes})
 
 
-def _note(setup: Setup, number: int) -> Path:
+def window_note(setup: Setup, number: int) -> Path:
+    """The file that says how the window on module `number`'s outputs rolls, if there is one."""
     return setup.run.caches / f"{number}.window.json"
 
 

@@ -161,6 +161,21 @@ def test_a_damaged_slot_of_a_window_is_removed_and_computed_again(rolling):
     assert rolling("stage", 2, "--fresh").exit_code == 0
 
 
+def test_a_damaged_note_of_a_window_is_reported(rolling):
+    note = WINDOW.parent / "1.window.json"
+    damage(note)
+    told = json.loads(rolling("verify", "--json").stdout)
+    assert told["exit_code"] == 65
+    assert "caches/1.window.json" in told["message"]
+    for command in (["cache", "--module", 1, "--repair"], ["cache", "--module", 1]):
+        refused = rolling(*command)
+        assert refused.exit_code == 65
+        assert "Delete it to do that part again" in refused.stderr
+    note.unlink()
+    assert rolling("cache", "--module", 1).exit_code == 0
+    assert rolling("verify").exit_code == 0
+
+
 def test_a_stale_window_is_pruned(rolling):
     assert rolling("cache", "--prune", "--yes").stdout.startswith("0 stale")
     shutil.copytree(WINDOW, "kept")
