@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from activation_cache import SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
 from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
@@ -44,8 +45,8 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         "training": recipe.training.identity(),
     }
     if group[0] > 1:
-        # A float32 cache and the modules themselves give the same bits, so it does not matter which of the two feeds
-        # the stage.
+        # A float32 cache and the modules themselves give the same bits in the same order, so it does not matter which
+        # of the two feeds the stage; but for small compressed samples, which the cache shuffles in windows.
         stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
         identity["inputs"] = {
             "weights": frozen_digests(setup, number - 1),
@@ -54,7 +55,18 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         }
         if recipe.feed == "cache" and (rolling := read_rolling(setup, number - 1)):
             identity["inputs"]["window"] = rolling.identity
+        elif recipe.feed == "cache" and _in_windows(setup, number - 1):
+            identity["inputs"]["order"] = "in windows"
     return identity
+
+
+def _in_windows(setup: Setup, number: int) -> bool:
+    """Whether the training samples in module `number`'s cache are shuffled in windows of chunks."""
+    cache, samples = setup.recipe.cache, setup.facts.sizes["train"]
+    if cache.codec == "none" or samples <= SHUFFLED_TOGETHER:  # there cannot be more chunks than that
+        return False
+    spec = SplitSpec("train", samples, setup.output_shapes[number - 1])
+    return shuffled_in_windows(spec, Storage(cache.dtype, cache.codec))
 
 
 def freeze(setup: Setup, learner: Learner, made_from: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -137,6 +137,15 @@ class Setup:
             for number, module in enumerate(modules, 1)
         ]
 
+    @cached_property
+    def output_shapes(self) -> list[Shape]:
+        """Of each module's output for one training sample."""
+        try:
+            with torch.device("meta"):
+                return _output_shapes(self.recipe.network.modules(self.facts.sample_shape), self.facts.sample_shape)
+        except (NotImplementedError, RuntimeError):  # a module of the user's own that looks at values
+            return _output_shapes(self.untrained(), self.facts.sample_shape)
+
     @property
     def depth(self) -> int:
         """How many modules there are."""
@@ -176,6 +185,16 @@ class Setup:
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""
         return derive_seed(self.recipe.seed, "order", number)
+
+
+def _output_shapes(modules: Sequence[Module], shape: Shape) -> list[Shape]:
+    shapes: list[Shape] = []
+    x = torch.zeros(1, *shape)
+    with torch.no_grad():
+        for module in modules:
+            x = module(x).output
+            shapes.append(tuple(x.shape[1:]))
+    return shapes
 
 
 def make_learner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from layerwise.caching import write_cache
 from layerwise.data.stl10 import STL10
 from layerwise.feeds import read_ahead
+from layerwise.frozen import stage_identity
 from layerwise.inputs import stage_inputs
-from layerwise.recipe_loader import apply_overrides
+from layerwise.recipe_loader import apply_overrides, load_recipe
 from layerwise.run import open_run
 from layerwise.schedule import run_stage
 from layerwise.setup import Setup
@@ -77,3 +79,32 @@ def test_reading_ahead_keeps_the_order_and_passes_errors_on():
     assert list(read_ahead(lambda item: item * 2, range(20), readers=3)) == [item * 2 for item in range(20)]
     with pytest.raises(ZeroDivisionError):
         list(read_ahead(lambda item: 1 // (item - 3), range(20), readers=3))
+
+
+def test_a_stage_knows_that_small_compressed_samples_come_in_another_order(make_setup, monkeypatch):
+    """Where they do not, codec and feed change nothing, and a stage does not know them."""
+    compressed, plain = (apply_overrides(TINY, [f"cache.codec={codec}"]) for codec in ("lz4", "none"))
+    recomputed = apply_overrides(TINY, ["feed=recompute"])
+    for number in (1, 2):
+        run_stage(make_setup(recomputed), number)
+
+    def inputs(recipe):
+        return stage_identity(make_setup(recipe), 3)["inputs"]
+
+    assert inputs(compressed) == inputs(plain) == inputs(recomputed)
+    for module in ("activation_cache.layout", "layerwise.frozen"):
+        monkeypatch.setattr(f"{module}.SHUFFLED_TOGETHER", 0)  # as if there were more chunks
+    assert inputs(compressed) == {**inputs(plain), "order": "in windows"}
+    assert inputs(plain) == inputs(recomputed)
+
+
+@pytest.mark.parametrize("name", ["digits", "voices", "stl10", "librispeech"])
+def test_output_shapes_are_those_of_the_modules(tmp_path, monkeypatch, name):
+    recipe = load_recipe(name)
+    shape = recipe.dataset.expects()[0]
+    setup = Setup(open_run(tmp_path / "run", recipe), torch.device("cpu"))
+    setup.facts = SimpleNamespace(sample_shape=shape)
+    x = torch.zeros(1, *shape)
+    with torch.no_grad():
+        real = [tuple((x := module(x).output).shape[1:]) for module in setup.untrained()]
+    assert setup.output_shapes == real

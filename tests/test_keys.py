@@ -51,7 +51,7 @@ def trained(make_setup) -> Callable[..., Setup]:
 
     def make(recipe: Recipe = TINY, manifest=MANIFEST, weights=None) -> Setup:
         setup = make_setup(recipe, recipe.name)
-        sizes = dict.fromkeys(manifest, 100)
+        sizes = dict.fromkeys(manifest, 50)
         facts = {"sample_shape": [1, 64, 64], "sizes": sizes, "classes": {}, "manifest": dict(manifest), "notes": []}
         write_json(setup.run.folder / "dataset.json", {"dataset": recipe.dataset.identity(), **facts})
         for number in NUMBERS:

@@ -30,7 +30,7 @@ from .errors import (
     StoreError,
 )
 from .key import differences, make_key
-from .layout import FORMAT, SplitSpec, Storage
+from .layout import FORMAT, SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
 from .order import epoch_order
 from .quantise import Calibration, calibrate
 from .reader import Cache, Split, open_cache
@@ -41,6 +41,7 @@ from .writer import CacheWriter
 
 __all__ = [
     "FORMAT",
+    "SHUFFLED_TOGETHER",
     "AlreadyCommitted",
     "Cache",
     "CacheError",
@@ -77,6 +78,7 @@ __all__ = [
     "remove",
     "repair",
     "reserve",
+    "shuffled_in_windows",
     "slot_samples",
     "verify",
 ]

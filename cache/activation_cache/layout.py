@@ -29,6 +29,8 @@ SMALL_SAMPLE = 16 << 10
 TINY_SAMPLE = 512  # below so many bytes, uncompressed samples share a chunk too: 20 bytes of checksum and index each
 CHUNK_BYTES = 256 << 10  # a chunk of small or ragged samples stays near this size
 
+SHUFFLED_TOGETHER = 64  # chunks, of small compressed samples
+
 RECORD = "record"  # the folder for what is not Zarr: plan, journal, commit record
 PLAN = f"{RECORD}/plan.json"
 COMMIT = f"{RECORD}/commit.json"
@@ -150,6 +152,17 @@ def grid(spec: SplitSpec, storage: Storage) -> Grid:
     chunk = min(chunk, wanted)
     shard = -(-wanted // chunk) * chunk
     return Grid(spec.samples, row_shape, None, shard, shard, chunk)
+
+
+def packed(grid: Grid, storage: Storage) -> bool:
+    """Whether several compressed samples share a chunk."""
+    return storage.codec != "none" and grid.chunk_rows > 1 and grid.ragged_axis is None
+
+
+def shuffled_in_windows(spec: SplitSpec, storage: Storage) -> bool:
+    """Whether a shuffled epoch reads a split in windows of chunks, and so in another order than `epoch_order`."""
+    g = grid(spec, storage)
+    return packed(g, storage) and g.samples > SHUFFLED_TOGETHER * g.chunk_rows
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
 from .canonical import Json, digest
 from .errors import Damaged, FormatError
 from .key import Key, check_key
-from .layout import PLAN, SplitSpec, Storage, grid
+from .layout import PLAN, SHUFFLED_TOGETHER, SplitSpec, Storage, grid, packed
 from .order import Indices, epoch_order, rank_slice, windowed_order
 from .quantise import Calibration, dequantise, from_bfloat16
 from .record import Commit, mend, read_commit, sha256
@@ -28,8 +28,6 @@ from .sources import ChunkSource, Kept, PackedSource, RaggedSource, RawSource, S
 from .store import Store, open_store
 
 Array = npt.NDArray[Any]
-
-WINDOW = 64  # chunks of small compressed samples that are shuffled together
 
 
 def open_cache(location: str | Path | Store, key: Mapping[str, Json] | None = None) -> Cache:
@@ -202,8 +200,8 @@ class Split(KeepsBuffers):
         It is `epoch_order(samples, seed, epoch)`, unless samples are so small that compressed chunks hold several of
         them: then it is `windowed_order` over those chunks.
         """
-        if self._packed:
-            return windowed_order(self.samples, self.grid.chunk_rows, WINDOW, seed, epoch)
+        if packed(self.grid, self.storage):
+            return windowed_order(self.samples, self.grid.chunk_rows, SHUFFLED_TOGETHER, seed, epoch)
         return epoch_order(self.samples, seed, epoch)
 
     def batches(
@@ -266,8 +264,8 @@ class Split(KeepsBuffers):
         """What reads this split's samples, kept from call to call; `plan` and `pool` are for small compressed ones."""
         self._check_view(view)
         shards = self.shards(view)
-        if self._packed:
-            return PackedSource(shards, plan, 2 * WINDOW, pool)
+        if packed(self.grid, self.storage):
+            return PackedSource(shards, plan, 2 * SHUFFLED_TOGETHER, pool)
         if view not in self._sources:
             if self.grid.ragged_axis is not None:
                 self._sources[view] = RaggedSource(shards)
@@ -290,11 +288,6 @@ class Split(KeepsBuffers):
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.views:
             raise FormatError(f"split {self.name!r} has {self.views} view(s), counted from 0; there is no view {view}")
-
-    @property
-    def _packed(self) -> bool:
-        """Whether several compressed samples share a chunk."""
-        return self.storage.codec != "none" and self.grid.chunk_rows > 1 and self.grid.ragged_axis is None
 
     def _ragged(self, name: str, dtype: str) -> list[Array]:
         offsets = self._small(f"offsets/{name}", "int64", (self.samples, 2))
