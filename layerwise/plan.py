@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -17,6 +15,7 @@ from layerwise import memory
 from layerwise.data.parts import Labelled
 from layerwise.errors import NotReady, Unpredictable, WillNotFit
 from layerwise.memory import Fit, Samples
+from layerwise.nets.module import output_shapes
 from layerwise.recipe import Recipe, Shape
 from layerwise.setup import DatasetFacts, Setup
 from layerwise.units import size
@@ -128,7 +127,7 @@ def make_plan(setup: Setup) -> Plan:
                 activation_cache.inspect(location).bytes if stores else 0,
             )
         )
-    free = _disk_free(setup.run.cache(1))
+    free = activation_cache.free(setup.run.cache(1))
     limits = [limit for limit in (free, recipe.cache.budget) if limit is not None]
     for stage in stages:
         if limits and stage.cache_floor - stage.cached > min(limits):
@@ -166,13 +165,10 @@ def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
 
 def _outputs(recipe: Recipe, sample: Shape, inputs: Shape) -> tuple[list[Shape], list[int]]:
     """Shape of each module's output for an input, and its number of weights; `sample` is what it is trained on."""
-    shapes, weights = [], []
-    with FakeTensorMode(), torch.no_grad():
-        x = torch.zeros(1, *inputs)
-        for module in recipe.network.modules(sample):
-            x = module(x).output
-            shapes.append(tuple(x.shape[1:]))
-            weights.append(sum(weight.numel() for weight in module.parameters()))
+    with FakeTensorMode():
+        modules = recipe.network.modules(sample)
+        shapes = output_shapes(modules, inputs)
+    weights = [sum(weight.numel() for weight in module.parameters()) for module in modules]
     return shapes, weights
 
 
@@ -218,18 +214,6 @@ def _disk_needed(recipe: Recipe, stages: Sequence[StagePlan]) -> int:
     whole = [int(stage.cache[recipe.cache.dtype] * _left(recipe)) if stage.cache else 0 for stage in stages]
     kept = whole if recipe.cache.budget is None else [min(bytes_, recipe.cache.budget) for bytes_ in whole]
     return sum(max(bytes_ - stage.cached, 0) for bytes_, stage in zip(kept, stages, strict=True))
-
-
-def _disk_free(location: Path | str) -> int | None:
-    """Of the disk on which a cache lies, or would; None on an object store."""
-    if isinstance(location, str):
-        scheme, _, location = location.partition("://")
-        if scheme != "file":
-            return None
-    place = Path(location).absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
 
 
 def _memory(setup: Setup) -> tuple[int | None, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ import torch
 from layerwise.data.dataset import Splits
 from layerwise.errors import NotReady, UsageError
 from layerwise.nets.checkpointing import checkpoint_blocks
-from layerwise.nets.module import Module
+from layerwise.nets.module import Module, output_shapes
 from layerwise.progress import Progress, Silent
 from layerwise.recipe import Recipe, Shape
 from layerwise.run import Run
@@ -142,9 +142,9 @@ class Setup:
         """Of each module's output for one training sample."""
         try:
             with torch.device("meta"):
-                return _output_shapes(self.recipe.network.modules(self.facts.sample_shape), self.facts.sample_shape)
+                return output_shapes(self.recipe.network.modules(self.facts.sample_shape), self.facts.sample_shape)
         except (NotImplementedError, RuntimeError):  # a module of the user's own that looks at values
-            return _output_shapes(self.untrained(), self.facts.sample_shape)
+            return output_shapes(self.untrained(), self.facts.sample_shape)
 
     @property
     def depth(self) -> int:
@@ -185,16 +185,6 @@ class Setup:
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""
         return derive_seed(self.recipe.seed, "order", number)
-
-
-def _output_shapes(modules: Sequence[Module], shape: Shape) -> list[Shape]:
-    shapes: list[Shape] = []
-    x = torch.zeros(1, *shape)
-    with torch.no_grad():
-        for module in modules:
-            x = module(x).output
-            shapes.append(tuple(x.shape[1:]))
-    return shapes
 
 
 def make_learner(

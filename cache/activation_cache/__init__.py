@@ -14,7 +14,7 @@ for batch in cache.splits["train"].batches(32, seed=0, epoch=3):
 from __future__ import annotations
 
 from .batches import CachedBatch
-from .budget import available, estimate, measured_ratio, reserve, slot_samples
+from .budget import available, estimate, free, measured_ratio, reserve, slot_samples
 from .canonical import digest
 from .creation import create, remove
 from .errors import (
@@ -71,6 +71,7 @@ __all__ = [
     "digest",
     "epoch_order",
     "estimate",
+    "free",
     "inspect",
     "make_key",
     "measured_ratio",

@@ -58,10 +58,15 @@ def measured_ratio(values: npt.NDArray[Any], storage: Storage, calibration: Cali
     return (encoded.size - chunks * (16 + CRC_BYTES) - CRC_BYTES) / stored.nbytes
 
 
+def free(location: str | Path | Store) -> int | None:
+    """Bytes free on the disk where a cache lies, or would; None on an object store."""
+    return open_store(location).free()
+
+
 def reserve(location: str | Path | Store) -> int:
     """Bytes of the disk that a cache without a budget leaves free: a twentieth of what is free, at most 10 GB."""
-    free = open_store(location).free()
-    return 0 if free is None else reserve_of(free)
+    there = free(location)
+    return 0 if there is None else reserve_of(there)
 
 
 def available(location: str | Path | Store, budget: int | None = None) -> int | None:
@@ -71,10 +76,10 @@ def available(location: str | Path | Store, budget: int | None = None) -> int | 
     None: there is neither a budget nor a limit to the store.
     """
     store = open_store(location)
-    free = store.free()
-    if free is None:
+    there = store.free()
+    if there is None:
         return budget
-    there = free + sum(size for _, size in store.list())
+    there += sum(size for _, size in store.list())
     return there - reserve(store) if budget is None else min(budget, there)
 
 

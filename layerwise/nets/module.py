@@ -6,8 +6,10 @@ Letters: B batch, C channels, P positions (a grid of patches `rows x columns`, o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 
@@ -58,3 +60,14 @@ class Module(nn.Module, ABC):
             if isinstance(layer, nn.modules.batchnorm._BatchNorm) and (layer.training or layer.running_mean is None):
                 return f"{name} ({type(layer).__name__})"
         return None
+
+
+def output_shapes(modules: Sequence[Module], inputs: Sequence[int]) -> list[tuple[int, ...]]:
+    """Of each module's output for one input of shape `inputs`, each module reading what the one before gives."""
+    shapes: list[tuple[int, ...]] = []
+    x = torch.zeros(1, *inputs)
+    with torch.no_grad():
+        for module in modules:
+            x = module(x).output
+            shapes.append(tuple(x.shape[1:]))
+    return shapes

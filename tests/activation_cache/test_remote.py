@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
-import pickle
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -79,7 +79,7 @@ def is_right(store: RemoteStore) -> bool:
 
 
 def test_conforms(s3: RemoteStore) -> None:
-    check_store(lambda: pickle.loads(pickle.dumps(s3)), exclusive=False)  # noqa: S301 - our own, as a worker gets it
+    check_store(lambda: copy.copy(s3), exclusive=False)  # as a worker gets it
 
 
 def test_later_epochs_are_read_from_the_local_copies(s3: RemoteStore, server: Proxy) -> None:
@@ -113,7 +113,7 @@ def test_the_local_copies_of_all_views_together_are_bounded(s3: RemoteStore, sto
         writer.commit()
     shard = max(size for path, size in s3.list() if "/c/" in path)
     bounded = again(s3, 2 * shard)
-    split = pickle.loads(pickle.dumps(open_cache(bounded, KEY))).splits["train"]  # noqa: S301 - our own
+    split = copy.copy(open_cache(bounded, KEY)).splits["train"]
     for epoch in range(4):
         for batch in split.batches(2, epoch=epoch, view=epoch % 2):
             np.testing.assert_array_equal(batch.values, values[batch.indices] + epoch % 2)
@@ -254,10 +254,10 @@ def test_a_deleted_or_altered_object_is_named(s3: RemoteStore) -> None:
 def test_a_bad_local_copy_is_found_and_fetched_anew(s3: RemoteStore) -> None:
     write(s3)
     assert is_right(s3)
-    for copy in s3.folder.iterdir():
-        data = bytearray(copy.read_bytes())
+    for kept in s3.folder.iterdir():
+        data = bytearray(kept.read_bytes())
         data[10] ^= 1
-        copy.write_bytes(data)
+        kept.write_bytes(data)
     split = open_cache(s3).splits["train"]
     for shard in range(5):
         with pytest.raises(Damaged):
