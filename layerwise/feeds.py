@@ -302,10 +302,18 @@ def decoder(
         return lambda stored: stored.view(torch.bfloat16).float()
     if calibration is None:
         return lambda stored: stored.float()
-    scale, offset = (torch.from_numpy(part).to(device) for part in calibration.along(dimensions))
-    if not offset.any():
-        return lambda stored: stored.float().mul_(scale)
-    return lambda stored: stored.float().mul_(scale).add_(offset)
+    scale, offset, bend = (torch.from_numpy(part).to(device) for part in calibration.along(dimensions))
+    bent, shifted = bool(bend.any()), bool(offset.any())
+
+    def dequantise(stored: Tensor) -> Tensor:
+        values = stored.float()
+        width = values.mul(bend).neg_().add_(1) if bent else None
+        values.mul_(scale)
+        if width is not None:
+            values.div_(width)
+        return values.add_(offset) if shifted else values
+
+    return dequantise
 
 
 def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], readers: int) -> Iterator[Result]:

@@ -6,11 +6,13 @@ import shutil
 from dataclasses import replace
 from itertools import count
 
+import numpy as np
 import pytest
 import torch
 
 import activation_cache
 from activation_cache import SplitSpec
+from activation_cache.quantise import dequantise
 from layerwise import caching
 from layerwise.caching import repair_cache, write_cache
 from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
@@ -94,8 +96,8 @@ class Sorted:
 
 def test_samples_are_drawn_from_all_over_the_dataset(setup, monkeypatch):
     monkeypatch.setattr(caching, "CALIBRATION_SAMPLES", 16)
-    scale = caching._calibration(setup, 1, Sorted()).scale
-    assert (scale * 255 > 48).all(), "the first sixteen reach to 15"
+    calibration = caching._calibration(setup, 1, Sorted())
+    assert (dequantise(np.full((1, 2, 8), 255), calibration) > 48).all(), "the first sixteen reach to 15"
 
 
 def test_samples_that_differ_in_length_make_no_window(setup):

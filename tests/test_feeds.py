@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from activation_cache import calibrate
+from activation_cache.quantise import dequantise
 from layerwise.caching import write_cache
 from layerwise.data.stl10 import STL10
-from layerwise.feeds import read_ahead
+from layerwise.feeds import decoder, read_ahead
 from layerwise.frozen import stage_identity
 from layerwise.inputs import stage_inputs
 from layerwise.recipe_loader import apply_overrides, load_recipe
@@ -108,3 +110,11 @@ def test_output_shapes_are_those_of_the_modules(tmp_path, monkeypatch, name):
     with torch.no_grad():
         real = [tuple((x := module(x).output).shape[1:]) for module in setup.untrained()]
     assert setup.output_shapes == real
+
+
+@pytest.mark.parametrize("lowest", [[0, 0, 0], [-3, 0, 0], [-3, -1, -2]], ids=["after a ReLU", "mixed", "signed"])
+def test_the_device_finds_the_numbers_that_the_cache_defines(lowest):
+    calibration = calibrate([np.array([[lowest, [5, 0.1, 700]]], np.float32)], channel_axis=1)
+    stored = np.random.default_rng(0).integers(0, 256, (4, 2, 3, 5), np.uint8)
+    decode = decoder("uint8", calibration, 3, torch.device("cpu"))
+    np.testing.assert_array_equal(decode(torch.from_numpy(stored)).numpy(), dequantise(stored, calibration))

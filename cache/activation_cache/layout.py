@@ -13,12 +13,12 @@ import numpy as np
 
 from .canonical import Json
 from .errors import FormatError
-from .quantise import Calibration
+from .quantise import CALIBRATED, Calibration
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "uint8"]
 Codec: TypeAlias = Literal["none", "lz4", "zstd"]
 
-FORMAT = 1  # the version of what README.md describes
+FORMAT = 2  # the version of what README.md describes
 
 STORED = {"float32": "float32", "float16": "float16", "bfloat16": "uint16", "uint8": "uint8"}  # numpy and Zarr name
 LABELS = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "float32", "float64")
@@ -184,7 +184,8 @@ class Plan:
         c = self.calibration
         calibration: Json = None
         if c is not None:
-            calibration = {"axis": c.axis, "scale": c.scale.tolist(), "offset": c.offset.tolist()}
+            numbers: dict[str, Json] = {name: getattr(c, name).tolist() for name in CALIBRATED}
+            calibration = {"axis": c.axis, **numbers}
         storage: Json = {"dtype": self.storage.dtype, "codec": self.storage.codec, "level": self.storage.level}
         splits: Json = [_spec_json(spec) for spec in self.splits]
         return {"key": self.key, "storage": storage, "splits": splits, "calibration": calibration}
@@ -194,9 +195,7 @@ class Plan:
         try:
             splits = tuple(SplitSpec(**{**s, "shape": tuple(s["shape"])}) for s in value["splits"])
             c = value["calibration"]
-            calibration = c and Calibration(
-                c["axis"], np.array(c["scale"], np.float32), np.array(c["offset"], np.float32)
-            )
+            calibration = c and Calibration(c["axis"], *(np.array(c[name], np.float32) for name in CALIBRATED))
             return Plan(dict(value["key"]), Storage(**value["storage"]), splits, calibration)
         except (KeyError, TypeError) as error:
             raise FormatError(f"the plan of this cache lacks a field or has an unknown one: {error}") from error

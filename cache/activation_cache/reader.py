@@ -175,11 +175,6 @@ class Split(KeepsBuffers):
     def calibration(self) -> Calibration | None:
         return self._commit.plan.calibration
 
-    @property
-    def scales(self) -> npt.NDArray[np.float32] | None:
-        """The scale of each channel for uint8, otherwise None."""
-        return None if self.calibration is None else self.calibration.scale
-
     @functools.cached_property
     def ids(self) -> list[str]:
         return [bytes(name).decode() for name in self._ragged("ids", "uint8")]

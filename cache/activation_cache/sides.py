@@ -14,6 +14,7 @@ import numpy.typing as npt
 from . import layout
 from .canonical import digest
 from .layout import Plan, SplitSpec
+from .quantise import CALIBRATED
 from .record import Entry
 from .shard import CRC_BYTES, crc32c
 
@@ -47,8 +48,8 @@ def _split_files(plan: Plan, spec: SplitSpec, views: Sequence[Sequence[Entry]], 
         if g.ragged_axis is not None:
             _add(files, f"{split}/offsets/values/{view}", ragged_offsets(shards, g))
     if plan.calibration is not None:
-        _add(files, f"{split}/calibration/scale", plan.calibration.scale)
-        _add(files, f"{split}/calibration/offset", plan.calibration.offset)
+        for name in CALIBRATED:
+            _add(files, f"{split}/calibration/{name}", getattr(plan.calibration, name))
     groups = {path.rsplit("/", 2)[0] for path in files if path.startswith(f"{split}/") and path.endswith("/zarr.json")}
     for group in sorted({*groups, *(group.rsplit("/", 1)[0] for group in groups if "/" in group), split}):
         if group != split:

@@ -12,6 +12,7 @@ import queue
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -281,4 +282,4 @@ def _for_rows(calibration: Calibration, ragged_axis: int | None) -> Calibration:
     if ragged_axis is None:
         return calibration
     axis = calibration.axis - (calibration.axis > ragged_axis)
-    return Calibration(axis, calibration.scale, calibration.offset)
+    return replace(calibration, axis=axis)

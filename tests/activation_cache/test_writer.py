@@ -26,6 +26,7 @@ from activation_cache import (
     open_cache,
     verify,
 )
+from activation_cache.quantise import dequantise, quantise
 from activation_cache.record import read_entry, read_plan
 from activation_cache.store import LocalStore
 
@@ -149,7 +150,8 @@ def test_an_unfinished_cache_keeps_its_calibration(tmp_path: Path) -> None:
         writer.append("train", np.abs(VALUES[3:]), IDS[3:], {"class": CLASSES[3:]})
         writer.commit()
     split = open_cache(tmp_path).splits["train"]
-    np.testing.assert_allclose(split.dequantise(split.read(range(10))), np.abs(VALUES), atol=first.scale.max() * 0.501)
+    widest = np.abs(VALUES).max() / 255 * 2  # a step, at the maximum
+    np.testing.assert_allclose(split.dequantise(split.read(range(10))), np.abs(VALUES), atol=widest * 0.501)
 
 
 @pytest.mark.parametrize(
@@ -188,12 +190,27 @@ def test_names_the_sample_that_is_not_finite(tmp_path: Path, dtype, value) -> No
 
 def test_counts_what_saturates(tmp_path: Path) -> None:
     storage = Storage("uint8")
-    calibration = calibrate([np.full((1, 4), 1.0)])
-    with create(tmp_path, make_key({}, storage), [SplitSpec("a", 2, (4,))], storage, calibration=calibration) as writer:
-        writer.append("a", np.array([[0, 0.6, 1, 2], [3, -1, 0, 0]]), ["a", "b"])
+    calibration = calibrate([np.full((1, 4), 1.0), np.array([[0, 0, 0, -1.0]])])
+    with create(tmp_path, make_key({}, storage), [SplitSpec("a", 3, (4,))], storage, calibration=calibration) as writer:
+        writer.append("a", np.array([[0, 0.6, 1, 2], [3, -1, 0, -1], [1e9, -1e9, 0.001, -2]]), ["a", "b", "c"])
         writer.commit()
-        assert writer.saturated == {"a": 3}
-    np.testing.assert_array_equal(open_cache(tmp_path).splits["a"].read([0, 1]), [[0, 153, 255, 255], [255, 0, 0, 0]])
+        assert writer.saturated == {"a": 6}
+    stored = [[0, 191, 255, 255], [255, 0, 0, 0], [255, 0, 1, 0]]
+    np.testing.assert_array_equal(open_cache(tmp_path).splits["a"].read([0, 1, 2]), stored)
+
+
+def test_steps_are_narrow_near_zero_where_no_number_is_negative() -> None:
+    after_relu, signed = calibrate([np.full((1, 1), 1.0)]), calibrate([np.array([[-1.0], [1.0]])])
+    codes = np.arange(256)[:, None]
+    for calibration, first, last in ((after_relu, 0.5 / 255, 2 / 255), (signed, 2 / 255, 2 / 255)):
+        values = dequantise(codes, calibration)
+        steps = np.diff(values[:, 0])
+        assert np.isclose(steps[0], first, rtol=0.01)
+        assert np.isclose(steps[-1], last, rtol=0.01)
+        stored = np.empty(codes.shape, np.uint8)
+        assert quantise(values, calibration, stored) == 0
+        np.testing.assert_array_equal(stored, codes)
+    assert dequantise(codes, after_relu)[[0, 255], 0].tolist() == [0, 1]
 
 
 def test_refused_samples_leave_no_trace(tmp_path: Path) -> None:
