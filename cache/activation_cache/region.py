@@ -16,6 +16,10 @@ import numpy as np
 
 from .shard import Bytes
 
+# Where a map begins at a multiple of this, the kernel maps large pages of the page cache as such, and a gather misses
+# the TLB 512 times less often.
+HUGE_PAGE = 2 << 20
+
 _MAP_FIXED = 0x10  # on Linux and macOS alike
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -32,8 +36,13 @@ class Region:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         assert slot_bytes % mmap.PAGESIZE == 0
         self.slot_bytes = slot_bytes
-        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        self.bytes: Bytes = np.frombuffer(mmap.mmap(-1, max(1, slots) * slot_bytes, flags=reserve, prot=0), np.uint8)
+        size, flags = (
+            max(1, slots) * slot_bytes,
+            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0),
+        )
+        reserved = np.frombuffer(mmap.mmap(-1, size + HUGE_PAGE, flags=flags, prot=0), np.uint8)
+        start = -reserved.ctypes.data % HUGE_PAGE
+        self.bytes: Bytes = reserved[start : start + size]
 
     def map(self, slot: int, path: Path) -> Bytes:
         """Maps a file into a slot and returns its bytes. Raises FileNotFoundError, or ValueError if it is too large."""
@@ -54,6 +63,9 @@ class Region:
 
 
 def whole_pages(size: int, multiple_of: int = 1) -> int:
-    """The least size that holds `size` bytes, in whole pages, and in whole items of `multiple_of` bytes."""
-    step = int(np.lcm(mmap.PAGESIZE, multiple_of))
+    """The least size that holds `size` bytes, in whole items of `multiple_of` bytes and in whole pages; in huge ones if
+    it holds one, and items do not matter (they would spread the slots over too many addresses).
+    """
+    page = HUGE_PAGE if size >= HUGE_PAGE and multiple_of == 1 else mmap.PAGESIZE
+    step = int(np.lcm(page, multiple_of))
     return max(1, -(-size // step)) * step
