@@ -241,9 +241,11 @@ def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
             os.fsync(file.fileno())
         seconds["raw write"].append(time.perf_counter() - began)
         shutil.rmtree(target, ignore_errors=True)
+        os.sync()  # a disk that is told of the blocks that became free takes its time over it
         began = time.perf_counter()
         spec = SplitSpec("train", count, WORKLOADS[0].shape)
-        with create(target, make_key({}, storage), [spec], storage) as writer:
+        threads = 1 if torch.cuda.is_available() else 0
+        with create(target, make_key({}, storage), [spec], storage, threads=threads) as writer:
             for i, sample in enumerate(activations(count)):
                 writer.append("train", sample[None], [str(i)])
             writer.commit()

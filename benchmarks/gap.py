@@ -61,6 +61,7 @@ def main(
     from layerwise.render.progress import console_progress
     from layerwise.reproduce import Ground
     from layerwise.results import curve
+    from layerwise.stopping import Stopping
     from layerwise.storage import write_file, write_json
 
     equal = (f"training.epochs={epochs}", f"training.patience={epochs}", "training.keep=last")
@@ -76,7 +77,7 @@ def main(
             download=False,
             fresh=False,
             progress=progress,
-            should_stop=lambda: False,
+            stopping=Stopping(),
         )
         for seed in ground.all_seeds():
             for arm, training in ARMS.items():

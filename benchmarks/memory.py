@@ -24,7 +24,8 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 from benchmarks.machine import in_words, machine
-from layerwise.memory import fit, measure
+from layerwise.memory import fit
+from layerwise.memory.measure import measure
 from layerwise.memory.predict import stage_batch
 from layerwise.memory.rows import STEPS, Asked, Row, row_recipe, samples_of
 from layerwise.nets.module import Module
