@@ -65,7 +65,14 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         open_cache(setup, number)  # raises, naming the files and the command that mends them
     reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
     begin = partial(
-        activation_cache.create, location, key, splits, storage(setup), calibration=calibration, reserve=reserve
+        activation_cache.create,
+        location,
+        key,
+        splits,
+        storage(setup),
+        calibration=calibration,
+        reserve=reserve,
+        threads=0 if setup.device.type == "cpu" else 1,  # a module's own threads keep every core of a CPU busy
     )
     if found.state == "damaged":
         why = "is damaged, and nothing says any more what it was made from"

@@ -37,6 +37,9 @@ def create(
     `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
     each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
     rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
+    `threads` convert, encode and write behind the caller's back; with 0 `append` does that itself, and only waits for
+    the disk behind its back: where what feeds the writer keeps all processors busy, a thread that takes one of them
+    holds up the others too.
 
     Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
     while another process writes it, FormatError for a key that make_key did not make, two splits of one name, or

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,9 @@ class RemoteStore:
         self.forget(path)
         data = b"".join(bytes(part) for part in parts)
         self._call("writing", path, lambda ob, store: ob.put(store, path, data))
+
+    def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
+        return partial(self.write, path, parts)
 
     def create(self, path: str, data: bytes) -> bool:
         from obstore.exceptions import AlreadyExistsError, PreconditionError

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +54,12 @@ class Store(Protocol):
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         """Puts a whole file there durably, replacing one atomically. Raises DoesNotFit."""
+        ...
+
+    def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
+        """`write` in two halves: as much of it as the processor does, and in the call that is returned the wait for
+        the disk or the network, after which the file is there. `parts` must not change before that is over.
+        """
         ...
 
     def create(self, path: str, data: bytes) -> bool:
@@ -111,36 +117,56 @@ class LocalStore:
         """Nothing: `local` made no copy."""
 
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
-        self._put(path, parts, _replace)
+        self.begin(path, parts)()
+
+    def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
+        return self._put(path, parts, _replace)
 
     def create(self, path: str, data: bytes) -> bool:
         try:
-            self._put(path, [data], os.link)  # unlike a rename, a link fails where the name is taken
+            self._put(path, [data], os.link)()  # unlike a rename, a link fails where the name is taken
         except FileExistsError:
             return False
         return True
 
-    def _put(self, path: str, parts: Sequence[Bytes | bytes], publish: Callable[[Path, Path], None]) -> None:
+    def _put(
+        self, path: str, parts: Sequence[Bytes | bytes], publish: Callable[[Path, Path], None]
+    ) -> Callable[[], None]:
         target = self.root / path
         temporary = target.with_name(f"{target.name}.{os.getpid()}{TEMPORARY}")
-        try:
+        needed = sum(map(len, parts))
+        with self._tidy(target, temporary, needed):
             new_folders = _make_folders(target.parent)
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
             try:
-                descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+                _write_all(descriptor, parts)
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+        def finish() -> None:
+            with self._tidy(target, temporary, needed):
                 try:
-                    _write_all(descriptor, parts)
                     os.fsync(descriptor)
                 finally:
                     os.close(descriptor)
                 publish(temporary, target)
-            finally:
                 temporary.unlink(missing_ok=True)
-            for folder in (target.parent, *new_folders):
-                _sync_folder(folder)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                for folder in (target.parent, *new_folders):
+                    _sync_folder(folder)
+
+        return finish
+
+    @contextmanager
+    def _tidy(self, target: Path, temporary: Path, needed: int) -> Iterator[None]:
+        """Where writing fails, nothing half-written stays, and a full disk is called by its name."""
+        try:
+            yield
+        except BaseException as error:
+            temporary.unlink(missing_ok=True)
+            if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
-            needed, free = sum(map(len, parts)), self.free()
+            free = self.free()
             raise DoesNotFit(
                 f"writing {target} ({needed:,} bytes) failed: {os.strerror(error.errno)} ({free:,} bytes free). "
                 "Make room, or give the cache another place or a smaller budget; what was written so far is kept.",

@@ -70,6 +70,14 @@ class FaultyStore:
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         self._change(path, parts, lambda: self.inner.write(path, parts))
 
+    def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
+        finish = self.inner.begin(path, parts)
+
+        def change() -> None:
+            self._change(path, parts, finish)
+
+        return change
+
     def create(self, path: str, data: bytes) -> bool:
         return self._change(path, [data], lambda: self.inner.create(path, data))
 
@@ -121,10 +129,14 @@ def check_store(make: Callable[[], Store], exclusive: bool = True) -> None:
     assert store.create("c", b"first")
     assert not store.create("c", b"second")
     assert make().read("c") == b"first"
+    finish = store.begin("a/b", [b"newer"])
+    assert make().read("a/b") == b"new", "until a file is whole it is not seen"
+    finish()
+    assert make().read("a/b") == b"newer"
     store.write("empty", [])
     assert make().read("empty") == b""
-    assert dict(store.list()) == {"a/b": 3, "c": 5, "empty": 0}
-    assert dict(store.list("a")) == {"a/b": 3}
+    assert dict(store.list()) == {"a/b": 5, "c": 5, "empty": 0}
+    assert dict(store.list("a")) == {"a/b": 5}
     store.delete("a/b")
     store.delete("a/b")
     assert make().size("a/b") is None

@@ -1,9 +1,9 @@
 """Writing a cache: whole shards in the background, each entered in the journal, and the commit record last.
 
-While the caller computes the next samples, a thread converts, compresses and writes the last full shard. A writer
-that is killed loses the shards in memory and nothing else; the next one with the same key goes on behind the last
-shard that reached the disk. Until the commit there is not even a Zarr group, so no reader of any kind can take an
-unfinished cache for a finished one.
+While the caller computes the next samples, a thread converts, compresses and writes the last full shard; without
+threads, `append` does so itself, and only the disk works meanwhile. A writer that is killed loses the shards in memory
+and nothing else; the next one with the same key goes on behind the last shard that reached the disk. Until the commit
+there is not even a Zarr group, so no reader of any kind can take an unfinished cache for a finished one.
 """
 
 from __future__ import annotations
@@ -64,10 +64,11 @@ class CacheWriter:
                 seen = {name for entry in finished.values() for name in entry.ids}
                 self._tracks[spec.name, view] = Track(spec, view, g, pending, seen)
         self._jobs: list[Future[tuple[str, int]]] = []
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="cache-writer")
+        self._inline = threads == 0
+        self._pool = ThreadPoolExecutor(max(1, threads), thread_name_prefix="cache-writer")
         # One buffer to fill while each thread empties another; they are made when first needed and then reused.
         self._buffers: queue.Queue[npt.NDArray[np.uint8] | None] = queue.Queue()
-        for _ in range(threads + 1):
+        for _ in range(max(1, threads) + 1):
             self._buffers.put(None)
 
     @property
@@ -132,7 +133,7 @@ class CacheWriter:
             at += len(ids[part])
             if filling.whole:
                 track.open = None
-                self._jobs.append(self._pool.submit(self._finish, track, filling))
+                self._jobs.append(self._send(track, filling))
 
     def commit(self) -> None:
         """Waits for the shards on their way, writes the metadata and last of all the commit record; then closes.
@@ -213,43 +214,63 @@ class CacheWriter:
         track.open = Filling(shard, track.grid.shard_range(shard), track.grid, buffer, dtype)
         return track.open
 
-    def _finish(self, track: Track, filled: Filling) -> tuple[str, int]:
-        """In a thread of the pool: converts, encodes and writes one shard, then its journal entry.
-
-        Returns the split and how many numbers saturated.
-        """
+    def _send(self, track: Track, filled: Filling) -> Future[tuple[str, int]]:
+        """A full shard on its way to the disk; (split, how many numbers saturated) once it is there."""
+        if not self._inline:
+            return self._pool.submit(lambda: self._begin(track, filled)())
         try:
-            storage, g = self._plan.storage, track.grid
-            rows = filled.rows()
-            saturated = 0
-            if filled.dtype != storage.stored:
-                stored = np.empty(rows.shape, storage.stored)
-                if storage.dtype == "uint8":
-                    assert self._plan.calibration is not None
-                    saturated = quantise(rows, _for_rows(self._plan.calibration, g.ragged_axis), stored)
-                elif storage.dtype == "bfloat16":
-                    to_bfloat16(rows, stored)
-                else:
-                    with np.errstate(over="ignore"):  # as in Filling.add
-                        np.copyto(stored, rows, casting="same_kind")
-                rows = stored
-            bad = first_not_finite(rows, storage.dtype)
-            if bad is not None:
-                raise InvalidSamples(
-                    f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in "
-                    f"{storage.dtype}"
-                )
-            encoded = encode(rows, storage, g.chunk_rows, g.chunks_per_shard)
+            return self._pool.submit(self._begin(track, filled))
+        except Exception as error:  # told where those of the threads are
+            failed: Future[tuple[str, int]] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _begin(self, track: Track, filled: Filling) -> Callable[[], tuple[str, int]]:
+        """Converts and encodes a shard and begins to write it; the rest, its journal entry too, in what it returns."""
+        try:
+            rows, saturated = self._stored(track, filled)
+            encoded = encode(rows, self._plan.storage, track.grid.chunk_rows, track.grid.chunks_per_shard)
             path = shard_file(self._plan, track.spec, track.view, filled.shard)
             self._check_room(path, encoded.size)
-            self._store.write(path, encoded.parts)
-            entry = Entry(encoded.size, encoded.seal, filled.ids, filled.lengths, filled.labels, saturated)
-            split, view = track.spec.name, track.view
-            content = entry.to_bytes(self._plan, split, view, filled.shard)
-            self._store.write(journal_path(split, view, filled.shard), [content])
-            return track.spec.name, saturated
-        finally:
+            finish_shard = self._store.begin(path, encoded.parts)
+        except BaseException:
             self._buffers.put(filled.buffer)
+            raise
+
+        def finish() -> tuple[str, int]:
+            try:
+                finish_shard()
+                entry = Entry(encoded.size, encoded.seal, filled.ids, filled.lengths, filled.labels, saturated)
+                split, view = track.spec.name, track.view
+                content = entry.to_bytes(self._plan, split, view, filled.shard)
+                self._store.write(journal_path(split, view, filled.shard), [content])
+                return split, saturated
+            finally:
+                self._buffers.put(filled.buffer)
+
+        return finish
+
+    def _stored(self, track: Track, filled: Filling) -> tuple[Array, int]:
+        """A shard's rows in the dtype in which they are stored, and how many of their numbers saturated."""
+        storage, rows, saturated = self._plan.storage, filled.rows(), 0
+        if filled.dtype != storage.stored:
+            stored = np.empty(rows.shape, storage.stored)
+            if storage.dtype == "uint8":
+                assert self._plan.calibration is not None
+                saturated = quantise(rows, _for_rows(self._plan.calibration, track.grid.ragged_axis), stored)
+            elif storage.dtype == "bfloat16":
+                to_bfloat16(rows, stored)
+            else:
+                with np.errstate(over="ignore"):  # as in Filling.add
+                    np.copyto(stored, rows, casting="same_kind")
+            rows = stored
+        bad = first_not_finite(rows, storage.dtype)
+        if bad is not None:
+            raise InvalidSamples(
+                f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in "
+                f"{storage.dtype}"
+            )
+        return rows, saturated
 
     def _check_room(self, path: str, needed: int) -> None:
         free = self._store.free()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -63,13 +64,14 @@ class CacheMachine(RuleBasedStateMachine):
         self.writer.append("train", self.values(part), [f"s{i}" for i in part], {"class": list(part)})
 
     @precondition(lambda self: self.writer is None and not self.committed)
-    @rule()
-    def open_writer(self) -> None:
+    @rule(threads=st.integers(0, 2))
+    def open_writer(self, threads: int) -> None:
+        again = partial(create, self.location, self.key, [self.spec()], self.storage, threads=threads)
         try:
-            self.writer = create(self.location, self.key, [self.spec()], self.storage)
+            self.writer = again()
         except CacheError:
             assert self.damaged, "nothing is wrong, and the writer was refused"
-            self.writer = create(self.location, self.key, [self.spec()], self.storage, replace=True)
+            self.writer = again(replace=True)
             self.damaged = set()
 
     @precondition(lambda self: self.writer is not None)

@@ -28,13 +28,13 @@ def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
-def write(store: LocalStore | FaultyStore) -> None:
+def write(store: LocalStore | FaultyStore, threads: int = 1) -> None:
     """Writes what is still to be written, in two splits, and commits."""
     splits = [
         SplitSpec("train", SAMPLES, (4, 5), {"class": "int8"}, shard_samples=3),
         SplitSpec("test", 5, (4, 5), shard_samples=2),
     ]
-    with create(store, make_key({"weights": "ab"}, STORAGE), splits, STORAGE) as writer:
+    with create(store, make_key({"weights": "ab"}, STORAGE), splits, STORAGE, threads=threads) as writer:
         for part in writer.pending("train"):
             for i in part:
                 writer.append("train", VALUES[i : i + 1], IDS[i : i + 1], {"class": [i]})
@@ -59,13 +59,13 @@ def changes(location: Path) -> int:
     return counting.changes
 
 
-def in_child(store: FaultyStore) -> int:
+def in_child(store: FaultyStore, threads: int) -> int:
     """Writes in a forked child; the signal that ended it, or 0."""
     child = os.fork()
     if child == 0:
         code = 1
         try:
-            write(store)
+            write(store, threads)
             code = 0
         finally:
             os._exit(code)
@@ -79,7 +79,7 @@ def test_killed_at_every_change(tmp_path: Path, fault: Fault) -> None:
     assert total > 30
     for at in range(total):
         location = tmp_path / str(at)
-        assert in_child(FaultyStore(LocalStore(location), at, fault)) == signal.SIGKILL
+        assert in_child(FaultyStore(LocalStore(location), at, fault), threads=at % 2) == signal.SIGKILL
         if inspect(location).state == "valid":
             assert is_right(location), f"killed at change {at}, and the cache opens and is wrong"
             continue
@@ -100,7 +100,7 @@ def test_a_disk_that_fails_at_every_change(tmp_path: Path, fault: Fault) -> None
     for at in range(changes(tmp_path / "counted")):
         location = tmp_path / str(at)
         with pytest.raises(OSError):
-            write(FaultyStore(LocalStore(location), at, fault))
+            write(FaultyStore(LocalStore(location), at, fault), threads=at % 2)
         with pytest.raises(NotCommitted):
             open_cache(location)
         write(LocalStore(location))
@@ -115,7 +115,7 @@ from activation_cache import SplitSpec, Storage, create, make_key
 storage = Storage("float16", "zstd")
 spec = SplitSpec("train", 400, (64, 32), {"class": "int16"}, shard_samples=10)
 print("started", flush=True)
-with create(sys.argv[1], make_key({}, storage), [spec], storage) as writer:
+with create(sys.argv[1], make_key({}, storage), [spec], storage, threads=int(sys.argv[2])) as writer:
     for part in writer.pending("train"):
         for i in part:
             value = np.random.default_rng(i).standard_normal((1, 64, 32)).astype(np.float16)
@@ -131,7 +131,8 @@ def killed_at_random(tmp_path: Path, kills: int) -> None:
         [np.random.default_rng(i).standard_normal((1, 64, 32)).astype(np.float16) for i in range(400)]
     )
     while killed < kills:
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(location)], stdout=subprocess.PIPE) as process:
+        writer = [sys.executable, "-c", WRITER, str(location), str(killed % 2)]
+        with subprocess.Popen(writer, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             process.stdout.readline()
             try:
@@ -147,7 +148,7 @@ def killed_at_random(tmp_path: Path, kills: int) -> None:
         np.testing.assert_array_equal(split.labels["class"], np.arange(400))
         rounds += 1
         location = tmp_path / f"cache {rounds}"  # finished: begin another
-    subprocess.run([sys.executable, "-c", WRITER, str(location)], check=True, stdout=subprocess.PIPE)
+    subprocess.run([sys.executable, "-c", WRITER, str(location), "0"], check=True, stdout=subprocess.PIPE)
     np.testing.assert_array_equal(open_cache(location).splits["train"].read(range(400)), expected)
     assert verify(location).ok
 
