@@ -229,27 +229,34 @@ def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
     storage = Storage("float16")
     target = work / "written"
     seconds: dict[str, list[float]] = {"forward": [], "raw write": [], "cache": []}
-    for _ in range(repeats):
-        began = time.perf_counter()
+
+    def forward() -> None:
         for _ in activations(count):
             pass
-        seconds["forward"].append(time.perf_counter() - began)
-        began = time.perf_counter()
+
+    def raw_write() -> None:
         with open(work / "raw-written", "wb", buffering=0) as file:
             for i in range(count):
                 file.write(kept[i % len(kept)].data)
             os.fsync(file.fileno())
-        seconds["raw write"].append(time.perf_counter() - began)
-        shutil.rmtree(target, ignore_errors=True)
-        os.sync()  # a disk that is told of the blocks that became free takes its time over it
-        began = time.perf_counter()
+
+    def cache() -> None:
         spec = SplitSpec("train", count, WORKLOADS[0].shape)
         threads = 1 if torch.cuda.is_available() else 0
         with create(target, make_key({}, storage), [spec], storage, threads=threads) as writer:
             for i, sample in enumerate(activations(count)):
                 writer.append("train", sample[None], [str(i)])
             writer.commit()
-        seconds["cache"].append(time.perf_counter() - began)
+
+    for repeat in range(-1, repeats):
+        for name, work_of in (("forward", forward), ("raw write", raw_write), ("cache", cache)):
+            (work / "raw-written").unlink(missing_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            os.sync()  # a disk that is told of the blocks that became free takes its time over it
+            began = time.perf_counter()
+            work_of()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     medians["ratio"] = medians["cache"] / max(medians["forward"], medians["raw write"])
     say(f"writing: forward {medians['forward']:.2f} s, raw write {medians['raw write']:.2f} s, both through the cache "
@@ -390,7 +397,7 @@ def main() -> None:
             "repeats": options.repeats,
             "reading": reading(work, raw, options.repeats, options.peers),
             "training": training(work, raw, options.repeats),
-            "writing": writing(work, raw, max(3, options.repeats // 2)),
+            "writing": writing(work, raw, options.repeats),
         }
     finally:
         if options.work is None:
