@@ -98,7 +98,11 @@ def verify_caches(setup: Setup) -> list[dict[str, Any]]:
             found.append({"module": number, "location": str(note.parent), "bytes": 0, "files": 1, **damage})
         window = sorted(setup.run.window(number).glob("slot-*"))
         for location in (setup.run.cache(number), *window):
-            if activation_cache.inspect(location).state in ("absent", "partial"):
+            status = activation_cache.inspect(location)
+            if status.state in ("absent", "partial"):
+                continue
+            if status.state == "stale":  # of another format: no key was given
+                setup.progress.note(status.reason)
                 continue
             setup.progress.note(f"reading {location}")
             with cache_errors(setup, number):

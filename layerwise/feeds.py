@@ -37,6 +37,7 @@ def as_stored(inputs: Tensor) -> Tensor:
 
 
 HOST = torch.device("cpu")
+_AT_ONCE = 1 << 20  # numbers that are dequantised at a time, so that what lies between stays in the caches
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -307,10 +308,12 @@ def decoder(
 
     def dequantise(stored: Tensor) -> Tensor:
         values = stored.float()
-        width = values.mul(bend).neg_().add_(1) if bent else None
-        values.mul_(scale)
-        if width is not None:
-            values.div_(width)
+        if bent:
+            for some in values.split(max(1, _AT_ONCE // max(1, values[:1].numel()))):
+                width = some.mul(bend).neg_().add_(1)
+                some.mul_(scale).div_(width)
+        else:
+            values.mul_(scale)
         return values.add_(offset) if shifted else values
 
     return dequantise

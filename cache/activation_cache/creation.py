@@ -6,14 +6,15 @@ What lies at the place decides: nothing, an unfinished cache of the same plan, o
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from .canonical import Json
-from .errors import AlreadyCommitted, FormatError, Stale
+from .errors import AlreadyCommitted, Damaged, FormatError, Stale
 from .key import Key, describe, differences
 from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, Storage, settled
 from .quantise import Calibration
-from .record import create_plan, read_plan
+from .record import create_plan, read_commit, read_plan
 from .store import Store, open_store, sweep
 from .writer import CacheWriter
 
@@ -37,9 +38,10 @@ def create(
     `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
     each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
     rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
-    `threads` convert, encode and write behind the caller's back; with 0 `append` does that itself, and only waits for
-    the disk behind its back: where what feeds the writer keeps all processors busy, a thread that takes one of them
-    holds up the others too.
+
+    threads   how many convert, encode and write in the background. With 0, `append` converts, encodes and hands the
+              bytes to the system, and only the wait for the disk is in the background: for a caller whose own
+              computation keeps all processors busy, since a thread that takes one of them holds up the others too.
 
     Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
     while another process writes it, FormatError for a key that make_key did not make, two splits of one name, or
@@ -51,12 +53,16 @@ def create(
         raise FormatError(f"two splits have one name: {', '.join(spec.name for spec in splits)}")
     if not 0 <= rank < world_size:
         raise FormatError(f"rank {rank} is not one of {world_size} ranks, counted from 0")
+    if threads < 0:
+        raise FormatError(f"{threads} threads cannot write; 0 writes in `append`")
     store = open_store(location)
     release = store.lock(rank, world_size)
     try:
         if replace and rank == 0:
             _wipe(store)
         elif store.size(COMMIT) is not None:
+            with suppress(Damaged):
+                read_commit(store)  # of another format, it cannot be opened
             raise AlreadyCommitted(f"{store.location} holds a finished cache; open it, or replace it explicitly")
         splits = tuple(settled(spec, storage) for spec in splits)
         plan = read_plan(store)

@@ -61,7 +61,13 @@ class Damaged(CacheError):
 
 
 class FormatError(CacheError):
-    """Not an activation cache, or one of a format version that this package does not read."""
+    """Not an activation cache, or one of a format version that this package does not read; of the latter, `key` is
+    what it was made from.
+    """
+
+    def __init__(self, message: str, key: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.key = None if key is None else dict(key)
 
 
 class DoesNotFit(CacheError):

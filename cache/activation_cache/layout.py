@@ -299,7 +299,7 @@ def values_metadata(spec: SplitSpec, storage: Storage) -> bytes:
 
 
 def small_metadata(shape: Sequence[int], dtype: str) -> bytes:
-    """The zarr.json of a side array (ids, labels, offsets, scales): one chunk, with its crc32c."""
+    """The zarr.json of a side array (ids, labels, offsets, calibration): one chunk, with its crc32c."""
     chunk = [max(1, size) for size in shape]
     return _array(shape, dtype, chunk, [bytes_codec(np.dtype(dtype).itemsize), {"name": "crc32c"}], {})
 

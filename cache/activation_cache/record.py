@@ -158,6 +158,8 @@ def read_commit(store: Store) -> Commit:
     data = _read(store, COMMIT)
     if data is None:
         partial = store.size(PLAN) is not None
+        with suppress(Damaged):
+            read_plan(store)  # of another format, it cannot be gone on with
         what = "is not finished: its writer was stopped before it committed" if partial else "holds no activation cache"
         todo = "write it again with the same key, and it goes on from the last whole shard" if partial else "write it"
         raise NotCommitted(f"{store.location} {what}; {todo}")
@@ -194,7 +196,9 @@ def _read(store: Store, path: str) -> bytes | None:
 
 def check_format(value: Mapping[str, Any], location: str) -> None:
     if value.get("name") != _NAME or value.get("format") != FORMAT:
+        plan = value.get("plan") if value.get("name") == _NAME else None
         raise FormatError(
             f"{location} has format {value.get('name')!r} {value.get('format')!r}, and this package reads "
-            f"{_NAME!r} {FORMAT}; write the cache again, or use the version that wrote it"
+            f"{_NAME!r} {FORMAT}; write the cache again, or use the version that wrote it",
+            plan.get("key") if isinstance(plan, dict) else None,
         )

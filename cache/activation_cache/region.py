@@ -8,6 +8,7 @@ lie inside an anonymous reservation that Python's mmap owns, and that takes them
 from __future__ import annotations
 
 import ctypes
+import errno
 import mmap
 import os
 from pathlib import Path
@@ -16,8 +17,8 @@ import numpy as np
 
 from .shard import Bytes
 
-# Where a map begins at a multiple of this, the kernel maps large pages of the page cache as such, and a gather misses
-# the TLB 512 times less often.
+# Where the page cache holds a file in pages of this size, and its map begins at a multiple of it, the kernel maps them
+# as they are, and a gather misses the TLB far less often.
 HUGE_PAGE = 2 << 20
 
 _MAP_FIXED = 0x10  # on Linux and macOS alike
@@ -36,12 +37,10 @@ class Region:
     def __init__(self, slots: int, slot_bytes: int) -> None:
         assert slot_bytes % mmap.PAGESIZE == 0
         self.slot_bytes = slot_bytes
-        size, flags = (
-            max(1, slots) * slot_bytes,
-            mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0),
-        )
-        reserved = np.frombuffer(mmap.mmap(-1, size + HUGE_PAGE, flags=flags, prot=0), np.uint8)
-        start = -reserved.ctypes.data % HUGE_PAGE
+        size, spare = max(1, slots) * slot_bytes, HUGE_PAGE if slot_bytes >= HUGE_PAGE else 0
+        reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+        reserved = np.frombuffer(mmap.mmap(-1, size + spare, flags=reserve, prot=0), np.uint8)
+        start = -reserved.ctypes.data % HUGE_PAGE if spare else 0
         self.bytes: Bytes = reserved[start : start + size]
 
     def map(self, slot: int, path: Path) -> Bytes:
@@ -54,17 +53,20 @@ class Region:
             start = slot * self.slot_bytes
             if size:
                 address = self.bytes.ctypes.data + start
-                where = _libc.mmap(address, size, mmap.PROT_READ, mmap.MAP_SHARED | _MAP_FIXED, descriptor, 0)
-                if where != address:
-                    raise OSError(ctypes.get_errno(), f"cannot map {path}: {os.strerror(ctypes.get_errno())}")
+                # The whole slot, though the file ends before: a system allows only so many maps, and gaps count.
+                whole, flags = self.slot_bytes, mmap.MAP_SHARED | _MAP_FIXED
+                if _libc.mmap(address, whole, mmap.PROT_READ, flags, descriptor, 0) != address:
+                    code = ctypes.get_errno()
+                    limit = " (on Linux, vm.max_map_count limits the maps of a process)" * (code == errno.ENOMEM)
+                    raise OSError(code, f"cannot map {path}: {os.strerror(code)}{limit}")
             return self.bytes[start : start + size]
         finally:
             os.close(descriptor)
 
 
 def whole_pages(size: int, multiple_of: int = 1) -> int:
-    """The least size that holds `size` bytes, in whole items of `multiple_of` bytes and in whole pages; in huge ones if
-    it holds one, and items do not matter (they would spread the slots over too many addresses).
+    """The least size that holds `size` bytes, in whole pages and in whole items of `multiple_of` bytes. The pages are
+    huge ones where `size` reaches one and there are no items: a common multiple of both would be too large.
     """
     page = HUGE_PAGE if size >= HUGE_PAGE and multiple_of == 1 else mmap.PAGESIZE
     step = int(np.lcm(page, multiple_of))

@@ -151,7 +151,7 @@ class LocalStore:
                 finally:
                     os.close(descriptor)
                 publish(temporary, target)
-                temporary.unlink(missing_ok=True)
+                temporary.unlink(missing_ok=True)  # still there after a link
                 for folder in (target.parent, *new_folders):
                     _sync_folder(folder)
 
@@ -163,7 +163,8 @@ class LocalStore:
         try:
             yield
         except BaseException as error:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink()
             if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise
             free = self.free()

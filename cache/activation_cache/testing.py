@@ -23,7 +23,8 @@ Fault = Literal["fail", "full", "kill", "truncate", "kill after"]
 
 
 class FaultyStore:
-    """A store whose n-th change (counted from 0 over write, create and delete) goes wrong.
+    """A store whose n-th change (counted from 0 over write, begin, create and delete) goes wrong; of `begin` in its
+    first half where it fails, and in its second where the process is killed.
 
     fail        raises OSError(EIO), and nothing is written
     full        raises OSError(ENOSPC) from below, as a full disk does
@@ -71,10 +72,11 @@ class FaultyStore:
         self._change(path, parts, lambda: self.inner.write(path, parts))
 
     def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
+        number = self._number(path)
         finish = self.inner.begin(path, parts)
 
         def change() -> None:
-            self._change(path, parts, finish)
+            self._happen(number, path, parts, finish)
 
         return change
 
@@ -85,12 +87,20 @@ class FaultyStore:
         self._change(path, [], lambda: self.inner.delete(path))
 
     def _change(self, path: str, parts: Sequence[Bytes | bytes], change: Callable[[], bool | None]) -> bool:
+        return self._happen(self._number(path), path, parts, change)
+
+    def _number(self, path: str) -> int:
+        """Of the next change. Raises OSError if it is the one that fails."""
         number, self.changes = self.changes, self.changes + 1
+        if number == self.at and self.fault in ("fail", "full"):
+            code = errno.EIO if self.fault == "fail" else errno.ENOSPC
+            raise OSError(code, os.strerror(code), path)
+        return number
+
+    def _happen(
+        self, number: int, path: str, parts: Sequence[Bytes | bytes], change: Callable[[], bool | None]
+    ) -> bool:
         if number == self.at:
-            if self.fault == "fail":
-                raise OSError(errno.EIO, os.strerror(errno.EIO), path)
-            if self.fault == "full":
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
             if self.fault == "truncate" and parts:
                 whole = b"".join(bytes(part) for part in parts)
                 self.inner.write(path, [whole[: len(whole) // 2]])

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 
 from .canonical import Json
-from .errors import CacheError, Damaged, NotCommitted, Stale
+from .errors import CacheError, Damaged, FormatError, NotCommitted, Stale
 from .key import Key, check_key
 from .layout import COMMIT, RECORD, grid
 from .quantise import Calibration
@@ -49,7 +49,7 @@ def inspect(location: str | Path | Store, key: Mapping[str, Json] | None = None)
     except Damaged as error:
         return _without_commit(store, key, size, str(error))
     except CacheError as error:
-        return Status("damaged", str(error), size, {}, None)
+        return _unreadable(error, size)
     plan = commit.plan
     samples = {spec.name: spec.samples for spec in plan.splits}
     try:
@@ -77,7 +77,7 @@ def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason:
     try:
         plan = read_plan(store)
     except CacheError as error:
-        return Status("damaged", str(error), size, {}, None)
+        return _unreadable(error, size)
     if plan is None:
         return Status("absent", reason, size, {}, None)
     samples = {}
@@ -90,6 +90,13 @@ def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason:
     except Stale as error:
         return Status("stale", str(error), size, samples, plan.key, plan.calibration)
     return Status("partial", reason, size, samples, plan.key, plan.calibration)
+
+
+def _unreadable(error: CacheError, size: int) -> Status:
+    """A cache of another format that still says what it was made from is no use, but not damaged either."""
+    if isinstance(error, FormatError) and error.key is not None:
+        return Status("stale", str(error), size, {}, error.key)
+    return Status("damaged", str(error), size, {}, None)
 
 
 @dataclass(frozen=True)

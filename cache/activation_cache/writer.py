@@ -206,8 +206,10 @@ class CacheWriter:
         return self._tracks[split, view]
 
     def _open_next(self, track: Track, dtype: np.dtype[Any]) -> Filling:
+        # Where no shard is on its way, none brings a buffer back: each view or split that is open has one.
+        waits = any(not job.done() for job in self._jobs)
+        buffer = None if self._buffers.empty() and not waits else self._buffers.get()
         shard = track.shards.pop(0)
-        buffer = self._buffers.get()
         size = track.grid.shard_rows * int(np.prod(track.grid.row_shape, dtype=np.int64)) * dtype.itemsize
         if buffer is None or len(buffer) < size:
             buffer = np.empty(size, np.uint8)
@@ -219,11 +221,16 @@ class CacheWriter:
         if not self._inline:
             return self._pool.submit(lambda: self._begin(track, filled)())
         try:
-            return self._pool.submit(self._begin(track, filled))
-        except Exception as error:  # told where those of the threads are
+            finish = self._begin(track, filled)
+        except Exception as error:  # raised by the next append, like the error of a thread
             failed: Future[tuple[str, int]] = Future()
             failed.set_exception(error)
             return failed
+        try:
+            return self._pool.submit(finish)
+        except BaseException:
+            finish()
+            raise
 
     def _begin(self, track: Track, filled: Filling) -> Callable[[], tuple[str, int]]:
         """Converts and encodes a shard and begins to write it; the rest, its journal entry too, in what it returns."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +22,17 @@ from activation_cache import (
     Storage,
     calibrate,
     create,
+    creation,
+    differences,
     inspect,
+    layout,
     make_key,
     open_cache,
+    record,
     verify,
 )
-from activation_cache.quantise import dequantise, quantise
+from activation_cache import key as key_module
+from activation_cache.quantise import BEND, dequantise, quantise
 from activation_cache.record import read_entry, read_plan
 from activation_cache.store import LocalStore
 
@@ -192,7 +198,7 @@ def test_names_the_sample_that_is_not_finite(tmp_path: Path, dtype, value, threa
 
 def test_counts_what_saturates(tmp_path: Path) -> None:
     storage = Storage("uint8")
-    calibration = calibrate([np.full((1, 4), 1.0), np.array([[0, 0, 0, -1.0]])])
+    calibration = calibrate([np.array([[1, 1, 1, 1], *[[0.1, 0.1, 0.1, -1]] * 20])])
     with create(tmp_path, make_key({}, storage), [SplitSpec("a", 3, (4,))], storage, calibration=calibration) as writer:
         writer.append("a", np.array([[0, 0.6, 1, 2], [3, -1, 0, -1], [1e9, -1e9, 0.001, -2]]), ["a", "b", "c"])
         writer.commit()
@@ -202,7 +208,7 @@ def test_counts_what_saturates(tmp_path: Path) -> None:
 
 
 def test_steps_are_narrow_near_zero_where_no_number_is_negative() -> None:
-    after_relu, signed = calibrate([np.full((1, 1), 1.0)]), calibrate([np.array([[-1.0], [1.0]])])
+    after_relu, signed = calibrate([np.array([[1.0], *[[0.1]] * 20])]), calibrate([np.array([[-1.0], [1.0]])])
     codes = np.arange(256)[:, None]
     for calibration, first, last in ((after_relu, 0.5 / 255, 2 / 255), (signed, 2 / 255, 2 / 255)):
         values = dequantise(codes, calibration)
@@ -213,6 +219,63 @@ def test_steps_are_narrow_near_zero_where_no_number_is_negative() -> None:
         assert quantise(values, calibration, stored) == 0
         np.testing.assert_array_equal(stored, codes)
     assert dequantise(codes, after_relu)[[0, 255], 0].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(("power", "bent"), [(0.5, False), (1, False), (4, True)])
+def test_steps_are_bent_where_that_leaves_less_error(power: float, bent: bool) -> None:
+    values = np.random.default_rng(0).uniform(0, 7, (64, 3, 10, 10)) ** power
+    chosen = calibrate([values[:40], values[40:]])
+    assert chosen.bend.any() == bent
+    errors = {}
+    for bend in (np.float32(0), BEND):
+        scale = np.full(3, values.max() / 255 * (1 - 255 * bend), np.float32)
+        one = Calibration(0, scale, np.zeros(3, np.float32), np.full(3, bend))
+        stored = np.empty(values.shape, np.uint8)
+        quantise(values, one, stored)
+        errors[bend] = np.linalg.norm(dequantise(stored, one) - values)
+    assert (errors[BEND] < errors[0]) == bent
+
+
+def test_what_revives_in_a_dead_channel_is_counted() -> None:
+    stored = np.empty((1, 2, 3), np.uint8)
+    dead = calibrate([np.array([[[0, 0, 0], [1, 2, 3]]])])
+    assert quantise(np.array([[[0, 1e-9, 1e30], [1, 2, 3]]]), dead, stored) == 2
+
+
+def test_views_may_be_filled_side_by_side(tmp_path: Path) -> None:
+    spec = SplitSpec("train", 4, (4,), views=4, shard_samples=2)
+    values = np.arange(16, dtype=np.float32).reshape(4, 4)
+    for threads in (0, 1):
+        with create(tmp_path / str(threads), KEY, [spec], FLOAT32, threads=threads) as writer:
+            for i in range(4):
+                for view in range(4):
+                    writer.append("train", values[i : i + 1] + view, [f"image {i}"], view=view)
+            writer.commit()
+        split = open_cache(tmp_path / str(threads)).splits["train"]
+        for view in range(4):
+            np.testing.assert_array_equal(split.read(range(4), view), values + view)
+
+
+def test_a_cache_of_another_format_is_stale_and_can_be_replaced(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    old, unfinished = tmp_path / "old", tmp_path / "unfinished"
+    with monkeypatch.context() as then:
+        for module in (layout, key_module, record, creation):
+            then.setattr(module, "FORMAT", 1)
+        for place in (old, unfinished):
+            with create(place, make_key({}, FLOAT32), [SplitSpec("train", 2, (4,))], FLOAT32) as writer:
+                writer.append("train", np.ones((2, 4)), ["a", "b"])
+                if place == old:
+                    writer.commit()
+    wanted = make_key({}, FLOAT32)
+    for place in (old, unfinished):
+        found = inspect(place, wanted)
+        assert found.state == "stale"
+        assert differences(found.key or {}, wanted) == {"format": (1, layout.FORMAT)}
+        for use in (partial(open_cache, place), partial(create, place, wanted, [], FLOAT32), partial(verify, place)):
+            with pytest.raises(FormatError, match="has format 'activation-cache' 1, and this package reads"):
+                use()
+        with create(place, wanted, [SplitSpec("train", 2, (4,))], FLOAT32, replace=True):
+            assert inspect(place, wanted).state == "partial"
 
 
 def test_refused_samples_leave_no_trace(tmp_path: Path) -> None:
