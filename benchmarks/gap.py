@@ -24,7 +24,7 @@ from layerwise.paper import Training
 RESULTS = Path(__file__).parent / "results"
 NOISE = 0.25  # of each input's deviation
 
-FRESH = ("feed=recompute", "cache.views=1000000")
+FRESH = ("cache.renew=true", "cache.window_epochs=1")
 EARLY = ("training.keep=best",)
 NOISY = (f"training.noise={NOISE}",)
 ARMS = {
@@ -149,8 +149,9 @@ def page(result: dict[str, Any], name: str) -> str:
             "Accuracy: a linear classifier on the last module. Gap: validation loss less training loss after the last "
             f"epoch. Noise: Gaussian, {result['noise']} of each input's deviation, on training inputs of the modules "
             "above the first (training loss is taken with it). Early stopping: the weights of the lowest validation "
-            "loss are frozen instead of the last. Fresh views: every epoch reads new augmentations, through the frozen "
-            "modules, where the plain iterative schedule reads one view from its cache.",
+            "loss are frozen instead of the last. Fresh views: the cache is a window that rolls; every epoch a "
+            "quarter of it is computed anew, in augmentations that were never seen, where the plain iterative schedule "
+            "reads one view of each sample throughout.",
             "",
         ]
     )

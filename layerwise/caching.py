@@ -90,7 +90,8 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
 def _within_budget(
     setup: Setup, number: int, splits: list[SplitSpec], outputs: Feed, calibration: Calibration | None
 ) -> list[SplitSpec]:
-    """The splits that are stored whole: all, or if they do not fit, all but `train`, whose window is settled.
+    """The splits that are stored whole: all, or if they do not fit or are to be renewed, all but `train`, whose window
+    is settled.
 
     Raises:
         WillNotFit: not even a window fits.
@@ -102,14 +103,13 @@ def _within_budget(
     ratio = activation_cache.measured_ratio(as_stored(some, kept), kept, calibration)
     needed = activation_cache.estimate(splits, kept, ratio)
     room = activation_cache.available(location, cache.budget)
-    if room is None:
-        settle_rolling(setup, number, None)
-        return splits
     left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
-    whose = "the budget is" if room == cache.budget else "the disk has"
-    setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}; {whose} {size(room)}")
+    limit = "" if room is None else f"; {'the budget is' if room == cache.budget else 'the disk has'} {size(room)}"
+    setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}{limit}")
+    if room is None:  # on an object store
+        room = 2 * needed
     rolling: Rolling | None = None
-    if needed > room:
+    if needed > room or cache.renew:
         stale = activation_cache.inspect(location, cache_key(setup, number)).state == "stale"
         rolling = None if stale else read_rolling(setup, number)  # samples of something else had another size
         whole = [spec for spec in splits if spec.name != "train"]
@@ -117,8 +117,8 @@ def _within_budget(
         if None in train.shape:
             raise WillNotFit(
                 f"the cache of module {number} takes about {size(needed)}, and {size(room)} may be used. Its training "
-                "samples differ in length, and a window on a part of them rolls over samples of one length only: make "
-                f"room for {size(needed)}, or train on pieces of one length"
+                "samples differ in length, and a window rolls over samples of one length only: make room for "
+                f"{size(needed)} without cache.renew, or train on pieces of one length"
             )
         if rolling is None:
             with cache_errors(setup, number):
@@ -128,8 +128,8 @@ def _within_budget(
         splits = whole
         held = rolling.slots * rolling.slot_samples
         setup.progress.note(
-            f"that does not fit: the next stage trains on a window of {held:,} of {train.samples:,} samples, a quarter "
-            f"of which is replaced every {rolling.epochs} epochs"
+            f"{'that does not fit' if needed > room else 'they are to be renewed'}: the next stage trains on a window "
+            f"of {held:,} of {train.samples:,} samples, a quarter of which is replaced every {rolling.epochs} epochs"
         )
     settle_rolling(setup, number, rolling)
     return splits

@@ -51,7 +51,8 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
     if rolling is None:
         raise NotReady(
             f"the window on the outputs of module {below} was made for another --cache-budget than "
-            f"{setup.recipe.cache.budget}. Settle its size anew with: {cache_command(setup, below)}"
+            f"{setup.recipe.cache.budget}, or another cache.renew than {str(setup.recipe.cache.renew).lower()}. Settle "
+            f"its size anew with: {cache_command(setup, below)}"
         )
     split = next(iter(cache.splits.values()))
     location, kept = setup.run.window(below), storage(setup)

@@ -245,8 +245,9 @@ class CacheSettings(Settings):
     budget: Bytes | None = free(
         None, ge=1, description="bytes a cache may take; None: what the disk has free, less a reserve"
     )
-    window_epochs: int = free(
-        5, ge=1, description="epochs between two turns of the rolling window, where the budget makes one necessary"
+    window_epochs: int = free(5, ge=1, description="epochs between two turns of the rolling window, where there is one")
+    renew: bool = free(
+        False, description="a rolling window even where all samples fit, for augmentations that were never seen"
     )
 
 

@@ -1,8 +1,8 @@
-"""When not all outputs of a module fit the disk: a window on them that rolls as the next stage trains.
+"""When not all outputs of a module fit the disk, or are to be renewed: a window that rolls as the next stage trains.
 
-The window holds as many training samples as the budget allows. After every `epochs` epochs its oldest slot makes room
-for other samples, in augmentations that were never seen, computed while the stage goes on training on the rest. The
-splits that are judged on (validation, probe, test) are always stored whole.
+The window holds as many training samples as the budget allows, at most all. After every `epochs` epochs its oldest
+slot makes room for other samples, in augmentations that were never seen, computed while the stage goes on training on
+the rest. The splits that are judged on (validation, probe, test) are always stored whole.
 """
 
 from __future__ import annotations
@@ -61,12 +61,12 @@ def rolls(setup: Setup, number: int) -> bool:
 
 def read_rolling(setup: Setup, number: int) -> Rolling | None:
     """How the window on the outputs of module `number` rolls; None where there is none, or where it was settled for
-    another budget.
+    another budget or, in spite of room for all, for a recipe that asked for it.
     """
-    known = read_json(window_note(setup, number))
-    if known is None or known.pop("budget") != setup.recipe.cache.budget:
+    known, cache = read_json(window_note(setup, number)), setup.recipe.cache
+    if known is None or (known.pop("budget"), known.pop("renew")) != (cache.budget, cache.renew):
         return None
-    return Rolling(**known, epochs=setup.recipe.cache.window_epochs)
+    return Rolling(**known, epochs=cache.window_epochs)
 
 
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
@@ -76,7 +76,8 @@ def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
         shutil.rmtree(setup.run.window(number), ignore_errors=True)
     else:
         sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
-        write_json(window_note(setup, number), {"budget": setup.recipe.cache.budget, **sizes})
+        settled_for = {"budget": setup.recipe.cache.budget, "renew": setup.recipe.cache.renew}
+        write_json(window_note(setup, number), {**settled_for, **sizes})
 
 
 def window_note(setup: Setup, number: int) -> Path:

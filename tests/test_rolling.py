@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from layerwise.errors import NotReady, StoppedEarly, WillNotFit
 from layerwise.inputs import stage_inputs
 from layerwise.module_cache import cached
 from layerwise.results import status
-from layerwise.rolling import read_rolling
+from layerwise.rolling import Rolling, WindowFeed, read_rolling
 from layerwise.schedule import run_stage
 from layerwise.storage import read_json
 from tests.conftest import TINY
@@ -114,6 +115,28 @@ def test_room_for_all_makes_no_window(begun):
     assert "train" in activation_cache.open_cache(setup.run.cache(1)).splits
     feed = stage_inputs(setup, 2)
     assert feed.samples == setup.facts.sizes["train"]
+
+
+def test_a_window_on_all_where_they_are_to_be_renewed(begun, make_setup):
+    setup = begun(budget=None, renew=True)
+    everything = setup.facts.sizes["train"]
+    assert read_rolling(setup, 1) == Rolling(slots=4, slot_samples=everything // 4, epochs=1)
+    assert "train" not in activation_cache.open_cache(setup.run.cache(1)).splits
+    feed = stage_inputs(setup, 2)
+    assert isinstance(feed, WindowFeed)
+    assert feed.samples // 8 == everything // 8, "as many updates an epoch as from a cache of all"
+    seen = [{name for batch in feed.shuffled(epoch) for name in batch.ids} for epoch in range(3)]
+    assert len({name.partition("/")[0] for name in seen[0]}) == everything // 8 * 8, "each sample once at first"
+    for earlier, later in pairwise(seen):
+        assert len(later - earlier) == pytest.approx(everything / 4, abs=8), "a quarter is new, in new augmentations"
+    feed.close()
+    plain = make_setup(recipe(budget=None))
+    assert not cached(plain, 1)
+    with pytest.raises(NotReady, match=r"another cache\.renew"):
+        stage_inputs(plain, 2)
+    write_cache(plain, 1)
+    assert stage_inputs(plain, 2).samples == everything
+    assert not plain.run.window(1).exists()
 
 
 def test_no_room_at_all(begun):

@@ -92,7 +92,7 @@ def slot_samples(
     """
     each = sample_bytes(spec, storage, ratio) + SIDE_BYTES
     room = (budget - besides) / (slots + 1) - 16384
-    found = min(int(room // each), -(-spec.samples // slots))
+    found = min(int(room // each), max(1, spec.samples // slots))
     if found < 1:
         needed = besides + (slots + 1) * math.ceil(each + 16384)
         raise DoesNotFit(
