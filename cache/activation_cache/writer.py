@@ -219,9 +219,9 @@ class CacheWriter:
     def _send(self, track: Track, filled: Filling) -> Future[tuple[str, int]]:
         """A full shard on its way to the disk; (split, how many numbers saturated) once it is there."""
         if not self._inline:
-            return self._pool.submit(lambda: self._begin(track, filled)())
+            return self._pool.submit(lambda: self._start(track, filled)())
         try:
-            finish = self._begin(track, filled)
+            finish = self._start(track, filled)
         except Exception as error:  # raised by the next append, like the error of a thread
             failed: Future[tuple[str, int]] = Future()
             failed.set_exception(error)
@@ -232,7 +232,7 @@ class CacheWriter:
             finish()
             raise
 
-    def _begin(self, track: Track, filled: Filling) -> Callable[[], tuple[str, int]]:
+    def _start(self, track: Track, filled: Filling) -> Callable[[], tuple[str, int]]:
         """Converts and encodes a shard and begins to write it; the rest, its journal entry too, in what it returns."""
         try:
             rows, saturated = self._stored(track, filled)
