@@ -64,7 +64,7 @@ def read_rolling(setup: Setup, number: int) -> Rolling | None:
     another budget or, in spite of room for all, for a recipe that asked for it.
     """
     known, cache = read_json(window_note(setup, number)), setup.recipe.cache
-    if known is None or (known.pop("budget"), known.pop("renew")) != (cache.budget, cache.renew):
+    if known is None or (known.pop("budget"), known.pop("renew", False)) != (cache.budget, cache.renew):
         return None
     return Rolling(**known, epochs=cache.window_epochs)
 
