@@ -111,16 +111,23 @@ def _powers(batch: Array, channel_axis: int, most: Array) -> Array:
 
 
 def quantise(values: Array, calibration: Calibration, out: npt.NDArray[np.uint8]) -> int:
-    """Writes `values` (B, *sample) as uint8 into `out` (same shape); returns how many saturated."""
-    scale, offset, bend = calibration.along(values.ndim - 1)
+    """Writes `values` (B, *sample) as uint8 into `out` (same shape, C-contiguous); returns how many saturated."""
+    if values.size == 0:
+        return 0
+    if not out.flags.c_contiguous:
+        raise ValueError("`out` is not C-contiguous")
+    channels = values.shape[1 + calibration.axis]
+    apart = (math.prod(values.shape[: 1 + calibration.axis]), channels, -1)
+    values, out = values.reshape(apart), out.reshape(apart)
+    scale, offset, bend = (array[:, None] for array in (calibration.scale, calibration.offset, calibration.bend))
     inverse = (np.float32(1) / scale).astype(np.float32)
-    plain, even = not calibration.offset.any(), not calibration.bend.any()
+    plain, even = not offset.any(), not bend.any()
     saturated = 0
-    rows = max(1, _BLOCK // max(1, int(np.prod(values.shape[1:]))))
+    rows = max(1, _BLOCK // math.prod(values.shape[1:]))
     for start in range(0, len(values), rows):
         with np.errstate(over="ignore"):  # what lies so far outside saturates
             block = values[start : start + rows].astype(np.float32)  # a copy: worked on in place
-            least, most = block.min(initial=0), block.max(initial=0)
+            least, most = block.min(), block.max()
             if not (np.isfinite(least) and np.isfinite(most)):
                 raise InvalidSamples("values that are not finite cannot be stored as uint8")
             if not plain:
@@ -130,7 +137,7 @@ def quantise(values: Array, calibration: Calibration, out: npt.NDArray[np.uint8]
             np.clip(block, -1, 1023, out=block)  # beyond the ends the curve turns back
             block /= block * bend + np.float32(1)
         np.rint(block, out=block)
-        least, most = block.min(initial=0), block.max(initial=0)
+        least, most = block.min(), block.max()
         if least < 0 or most > 255:
             saturated += int(np.count_nonzero((block < 0) | (block > 255)))
             np.clip(block, 0, 255, out=block)
@@ -156,6 +163,9 @@ def to_bfloat16(values: Array, out: npt.NDArray[np.uint16]) -> None:
         rounded += np.uint32(0x7FFF)
         rounded += block
         rounded >>= np.uint32(16)
+        nan = (block & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+        if nan.any():  # rounding up would carry some into the sign
+            rounded[nan] = 0x7FC0
         np.copyto(flat[start : start + _BLOCK], rounded, casting="unsafe")
 
 
@@ -165,18 +175,20 @@ def from_bfloat16(stored: npt.NDArray[np.uint16]) -> npt.NDArray[np.float32]:
 
 
 def first_not_finite(stored: Array, dtype: str) -> int | None:
-    """The row of the first sample in `stored` (N, ...) with NaN or infinity in it, or None. `dtype`: as stored."""
+    """The row of the first sample in `stored` (N, ..., C-contiguous) with NaN or infinity in it, or None. `dtype`: as
+    stored.
+    """
     if dtype == "uint8" or stored.size == 0:
         return None
-    bits, mask, limit = {
-        "float32": (np.uint32, 0x7FFFFFFF, 0x7F800000),
-        "float16": (np.uint16, 0x7FFF, 0x7C00),
-        "bfloat16": (np.uint16, 0x7FFF, 0x7F80),
+    signed, unsigned, infinity, sign = {
+        "float32": (np.int32, np.uint32, 0x7F800000, 1 << 31),
+        "float16": (np.int16, np.uint16, 0x7C00, 1 << 15),
+        "bfloat16": (np.int16, np.uint16, 0x7F80, 1 << 15),
     }[dtype]
-    flat = stored.view(bits).reshape(len(stored), -1)
-    rows = max(1, _BLOCK // flat.shape[1])
-    for start in range(0, len(flat), rows):
-        block = flat[start : start + rows] & bits(mask)
-        if block.max() >= limit:
-            return start + int(np.argmax((block >= limit).any(axis=1)))
-    return None
+    # The bits of what is not finite are the largest of their sign: as signed numbers where they are positive, as
+    # unsigned ones where they are negative. Two maxima need no temporary.
+    positives, negatives = stored.view(signed), stored.view(unsigned)
+    if positives.max() < infinity and negatives.max() < sign + infinity:
+        return None
+    bad = (positives >= infinity) | (negatives >= sign + infinity)
+    return int(np.argmax(bad.reshape(len(stored), -1).any(axis=1)))

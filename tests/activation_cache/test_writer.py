@@ -32,7 +32,7 @@ from activation_cache import (
     verify,
 )
 from activation_cache import key as key_module
-from activation_cache.quantise import BEND, dequantise, quantise
+from activation_cache.quantise import BEND, dequantise, first_not_finite, quantise, to_bfloat16
 from activation_cache.record import read_entry, read_plan
 from activation_cache.store import LocalStore
 
@@ -194,6 +194,15 @@ def test_names_the_sample_that_is_not_finite(tmp_path: Path, dtype, value, threa
         writer.commit()
     writer.close()
     assert inspect(tmp_path).state == "partial"
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0x7FC00000, 0x7FFF8000])
+def test_every_nan_is_found_in_bfloat16(bits: int) -> None:
+    values = np.array([[1, 2], [3, 4]], np.float32)
+    values.view(np.uint32)[1, 0] = bits
+    stored = np.empty(values.shape, np.uint16)
+    to_bfloat16(values, stored)
+    assert first_not_finite(stored, "bfloat16") == 1
 
 
 def test_counts_what_saturates(tmp_path: Path) -> None:
