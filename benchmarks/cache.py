@@ -14,6 +14,7 @@ work meanwhile it is the sturdier of the two for readers of one thread.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
@@ -22,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -225,6 +227,7 @@ def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
     """Seconds of: the forward pass alone, a raw write alone, and both through the cache's writer; and the ratio of the
     last to the longer of the others, the median over rounds in which each had its turn.
     """
+    keep_freed_memory()
     count = 240  # 1.5 GB: enough that the last shard, which nothing overlaps, weighs little
     samples: Array = np.memmap(raw["A"], np.float16, "r").reshape(-1, *WORKLOADS[0].shape)
     kept = np.array(samples)
@@ -265,6 +268,16 @@ def writing(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, float]:
     say(f"writing: forward {medians['forward']:.2f} s, raw write {medians['raw write']:.2f} s, both through the cache "
         f"{medians['cache']:.2f} s: {medians['ratio']:.2f} of the longer")  # fmt: skip
     return medians
+
+
+def keep_freed_memory() -> None:
+    """Keeps what is freed, where the C library is glibc: giving pages back to the system and getting new ones makes
+    the same forward pass take up to twice as long, and it is chance which of two passes does.
+    """
+    with suppress(AttributeError, OSError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def training(work: Path, raw: dict[str, Path], repeats: int) -> dict[str, dict[str, float]]:
