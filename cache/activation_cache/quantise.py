@@ -186,9 +186,10 @@ def first_not_finite(stored: Array, dtype: str) -> int | None:
         "bfloat16": (np.int16, np.uint16, 0x7F80, 1 << 15),
     }[dtype]
     # The bits of what is not finite are the largest of their sign: as signed numbers where they are positive, as
-    # unsigned ones where they are negative. Two maxima need no temporary.
+    # unsigned ones where they are negative. Maxima need no temporary, and where nothing is negative one is enough.
     positives, negatives = stored.view(signed), stored.view(unsigned)
-    if positives.max() < infinity and negatives.max() < sign + infinity:
+    largest = negatives.max()
+    if largest < infinity or (largest < sign + infinity and positives.max() < infinity):
         return None
     bad = (positives >= infinity) | (negatives >= sign + infinity)
     return int(np.argmax(bad.reshape(len(stored), -1).any(axis=1)))

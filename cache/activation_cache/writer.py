@@ -260,6 +260,8 @@ class CacheWriter:
     def _stored(self, track: Track, filled: Filling) -> tuple[Array, int]:
         """A shard's rows in the dtype in which they are stored, and how many of their numbers saturated."""
         storage, rows, saturated = self._plan.storage, filled.rows(), 0
+        if storage.dtype == "uint8" and filled.dtype != np.uint8:
+            self._require_finite(track, filled, rows, str(filled.dtype))  # afterwards it could not be seen
         if filled.dtype != storage.stored:
             stored = np.empty(rows.shape, storage.stored)
             if storage.dtype == "uint8":
@@ -271,13 +273,15 @@ class CacheWriter:
                 with np.errstate(over="ignore"):  # as in Filling.add
                     np.copyto(stored, rows, casting="same_kind")
             rows = stored
-        bad = first_not_finite(rows, storage.dtype)
+        self._require_finite(track, filled, rows, storage.dtype)
+        return rows, saturated
+
+    def _require_finite(self, track: Track, filled: Filling, rows: Array, dtype: str) -> None:
+        bad = first_not_finite(rows, dtype)
         if bad is not None:
             raise InvalidSamples(
-                f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in "
-                f"{storage.dtype}"
+                f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in {dtype}"
             )
-        return rows, saturated
 
     def _check_room(self, path: str, needed: int) -> None:
         free = self._store.free()
