@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -23,7 +24,12 @@ FIRST = ("stage", "1", *TINY)
 
 
 def call(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments, catch_exceptions=False)
+    # Hypothesis watches the garbage collector, and Python drops an interruption that arrives in such a callback.
+    watching, gc.callbacks[:] = list(gc.callbacks), []
+    try:
+        return CliRunner().invoke(main, arguments, catch_exceptions=False)
+    finally:
+        gc.callbacks[:] = watching
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: int, at: int = 1) -> None:
