@@ -261,7 +261,7 @@ class CacheWriter:
         """A shard's rows in the dtype in which they are stored, and how many of their numbers saturated."""
         storage, rows, saturated = self._plan.storage, filled.rows(), 0
         if storage.dtype == "uint8" and filled.dtype != np.uint8:
-            self._require_finite(track, filled, rows, str(filled.dtype))  # afterwards it could not be seen
+            self._require_finite(track, filled, rows, str(filled.dtype))  # `quantise` knows no names
         if filled.dtype != storage.stored:
             stored = np.empty(rows.shape, storage.stored)
             if storage.dtype == "uint8":
