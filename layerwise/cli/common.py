@@ -189,6 +189,26 @@ def exit_code(error: Exception) -> int | None:
     return 1 if isinstance(error, CacheError) else None  # looking at a cache, such as on a store that is not reached
 
 
+def run_folder(options: Options) -> Path:
+    """The run that the options name, or the one that was used last, which is said; no recipe of a run is looked at.
+
+    Raises:
+        NotReady: no run was used yet.
+    """
+    from layerwise.run import RUNS, last_run, run_name
+
+    if options.run_dir is not None:
+        return options.run_dir
+    if options.recipe is None:
+        folder = last_run()
+        click.echo(f"using {folder}, the run that was used last", err=True)
+        return folder
+    from layerwise.recipe_loader import resolve_recipe
+
+    chosen = options if options.method is None else options.override(method=options.method)
+    return RUNS / run_name(resolve_recipe(options.recipe, chosen.set))
+
+
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
