@@ -244,7 +244,7 @@ def _write_all(descriptor: int, parts: Sequence[Bytes | bytes]) -> None:
     group: list[memoryview] = []
     room = _PIECE
     for part in parts:
-        left = memoryview(part)  # type: ignore[arg-type]  # numpy says so only from Python 3.12 on
+        left = memoryview(part) if isinstance(part, bytes) else part.data
         while left:
             piece, left = left[:room], left[room:]
             group.append(piece)

@@ -72,7 +72,8 @@ class Recording:
             # As bytes, since a name need not be text; what soundfile declares of itself forgets them.
             with soundfile.SoundFile(os.fsencode(self.path)) as file:  # type: ignore[arg-type]
                 file.seek(first // new * old)
-                values = file.read(-(-(last - first) * old // new), "float32", always_2d=True).mean(1)
+                frames = file.read(-(-(last - first) * old // new), "float32", always_2d=True)
+                values = np.asarray(frames, np.float32).mean(1)
         except (soundfile.SoundFileError, OSError) as error:
             raise DamagedData(f"{legible(self.path)} could be read before and cannot be now: {error}") from error
         if old != new:
