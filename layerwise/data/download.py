@@ -6,6 +6,7 @@ import errno
 import hashlib
 import http.client
 import shutil
+import ssl
 import tarfile
 import time
 import urllib.error
@@ -24,18 +25,19 @@ TRIES = 5  # attempts in a row that brought no byte
 
 @dataclass(frozen=True)
 class Archive:
-    """A file that its publisher describes."""
+    """A published file, and the hash that tells it from any other."""
 
-    url: str
+    urls: tuple[str, ...]
+    """Addresses of the same file, in the order in which they are tried; whichever answers, `sha256` decides."""
     size: int
     """Bytes."""
-    md5: str
+    sha256: str
     unpacked: int
     """Bytes that its contents take, about."""
 
     @property
     def name(self) -> str:
-        return self.url.rpartition("/")[2]
+        return self.urls[0].rpartition("/")[2]
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[float], None] = time.sleep) -> Path:
@@ -43,14 +45,14 @@ def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[fl
 
     Raises:
         WillNotFit: the disk has no room for it and its contents.
-        NotReady: the server could not be reached; what came is kept.
+        NotReady: no server could be reached; what came is kept.
         DamagedData: what came is not what was published.
     """
     target = folder / archive.name
     part = target.with_name(target.name + ".part")
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        have = part.stat().st_size if part.exists() else 0
+        have = _bytes_in(part)
         _require_space(folder, archive.size - have + archive.unpacked)
         progress.begin(f"fetch {archive.name}", archive.size, "bytes")
         progress.advance(have, 0, "")
@@ -70,28 +72,42 @@ def _require_space(folder: Path, needed: int) -> None:
 
 
 def _fetch_rest(archive: Archive, part: Path, progress: Progress, wait: Callable[[float], None]) -> None:
-    failures = 0
-    while (have := part.stat().st_size if part.exists() else 0) < archive.size:
+    urls, errors, failures = list(archive.urls), {}, 0
+    while (have := _bytes_in(part)) < archive.size:
         try:
-            _transfer(archive, part, have, progress)
+            _transfer(urls[0], archive.size, part, have, progress)
         except (OSError, http.client.HTTPException) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise WillNotFit(
-                    f"the disk is full: {part} has {part.stat().st_size:,} of {archive.size:,} bytes"
+                    f"the disk is full: {part} has {_bytes_in(part):,} of {archive.size:,} bytes"
                 ) from error
-            refused = isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500
-            now = part.stat().st_size if part.exists() else 0
+            now = _bytes_in(part)
             failures = failures + 1 if now == have else 1
-            if failures >= TRIES or refused:
+            if now == have:  # the next address is tried after it, and this one again unless it refused
+                url = urls.pop(0)
+                errors[url] = error
+                urls += [] if _is_refusal(error) else [url]
+            if failures >= TRIES or not urls:
+                tried = "; ".join(f"{url} could not be fetched: {error}" for url, error in errors.items())
                 raise NotReady(
-                    f"{archive.url} could not be fetched: {error}. {now:,} of {archive.size:,} bytes are in {part}; "
-                    "the same command goes on from there"
+                    f"{tried}. {now:,} of {archive.size:,} bytes are in {part}; the same command goes on from there"
                 ) from error
             wait(2.0**failures)
 
 
-def _transfer(archive: Archive, part: Path, have: int, progress: Progress) -> None:
-    request = urllib.request.Request(archive.url, headers={"Range": f"bytes={have}-"} if have else {})
+def _is_refusal(error: Exception) -> bool:
+    """Whether the same address would answer the same again: it refused, or its certificate is bad."""
+    if isinstance(error, urllib.error.HTTPError):
+        return 400 <= error.code < 500
+    return isinstance(error, urllib.error.URLError) and isinstance(error.reason, ssl.SSLCertVerificationError)
+
+
+def _bytes_in(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
+def _transfer(url: str, size: int, part: Path, have: int, progress: Progress) -> None:
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
     with urllib.request.urlopen(request, timeout=60) as response:
         resumes = response.status == 206
         if have and not resumes:  # the server gives the whole file: begin again
@@ -100,27 +116,29 @@ def _transfer(archive: Archive, part: Path, have: int, progress: Progress) -> No
             while block := response.read(BLOCK):
                 file.write(block)
                 progress.advance(len(block), 0, "")
-    if part.stat().st_size < archive.size:  # http.client does not mind
+    if part.stat().st_size < size:  # http.client does not mind
         raise ConnectionError("the connection closed too early")
 
 
 def _check(archive: Archive, path: Path, progress: Progress) -> None:
     size = path.stat().st_size
     if size == archive.size:
-        digest = hashlib.md5(usedforsecurity=False)
+        digest = hashlib.sha256()
         progress.begin(f"check {archive.name}", size, "bytes")
         with path.open("rb") as file:
             while block := file.read(BLOCK):
                 digest.update(block)
                 progress.advance(len(block), 0, "")
         progress.end()
-        if digest.hexdigest() == archive.md5:
+        if digest.hexdigest() == archive.sha256:
             return
-        found = f"its md5 is {digest.hexdigest()}, and {archive.md5} was published"
+        found = f"its sha256 is {digest.hexdigest()}, and it should be {archive.sha256}"
     else:
         found = f"it has {size:,} bytes, and {archive.size:,} were published"
     path.unlink()
-    raise DamagedData(f"{path} is not the file that {archive.url} should give: {found}. It is deleted; fetch it again")
+    raise DamagedData(
+        f"{path} is not the file that {archive.urls[0]} should give: {found}. It is deleted; fetch it again"
+    )
 
 
 def unpack(path: Path, folder: Path, progress: Progress) -> None:

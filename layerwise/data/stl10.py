@@ -25,9 +25,15 @@ from layerwise.recipe import DatasetSettings, Shape, labelled_only
 from layerwise.seeding import numpy_generator
 
 ARCHIVE = Archive(
-    url="http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+    urls=(
+        "https://cs.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        "https://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",
+        "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz",  # last: nothing but sha256 protects this one
+    ),
     size=2_640_397_119,
-    md5="91f7769df0f17e558f3565bffb0c7dfb",
+    # The authors give no hash. TensorFlow Datasets states this one, with this size, in url_checksums/stl10.txt; other
+    # loaders of the dataset state the same.
+    sha256="f31fd99273a1acb8609c8db427cebb1de3f71de77758cdc0e22956e1289b9866",
     unpacked=3_124_237_000,
 )
 FOLDER = "stl10_binary"
@@ -137,7 +143,7 @@ def _ways(data_dir: Path) -> str:
     data_dir = data_dir.parent if data_dir.name == FOLDER else data_dir
     return (
         f"Either add --download --data-dir {data_dir}, which fetches {ARCHIVE.size / 2**30:.1f} GiB, "
-        f"or fetch {ARCHIVE.url} and unpack it there, so that {data_dir / FOLDER / FILES[0]} exists"
+        f"or fetch {ARCHIVE.urls[0]} and unpack it there, so that {data_dir / FOLDER / FILES[0]} exists"
     )
 
 

@@ -3,15 +3,19 @@ from __future__ import annotations
 import hashlib
 import http.server
 import io
+import ssl
 import tarfile
 import threading
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from layerwise.data import download
+from layerwise.data import download, librispeech, stl10
 from layerwise.data.download import Archive, fetch, unpack
 from layerwise.errors import DamagedData, NotReady, WillNotFit
 from layerwise.progress import SILENT, Silent
@@ -69,8 +73,9 @@ def serve() -> Iterator[Any]:
         server.server_close()
 
 
-def archive_of(server: Server, content: bytes = CONTENT) -> Archive:
-    return Archive(server.url, len(content), hashlib.md5(content, usedforsecurity=False).hexdigest(), unpacked=0)
+def archive_of(*servers: Server, content: bytes = CONTENT) -> Archive:
+    urls = tuple(server.url for server in servers)
+    return Archive(urls, len(content), hashlib.sha256(content).hexdigest(), unpacked=0)
 
 
 def no_wait(seconds: float) -> None: ...
@@ -105,7 +110,7 @@ def test_a_server_without_ranges_sends_it_all_again(tmp_path: Path, serve: Any) 
 def test_a_wrong_file_is_refused_and_removed(tmp_path: Path, serve: Any) -> None:
     server = serve(CONTENT[:-1] + b"?")
 
-    with pytest.raises(DamagedData, match=r"its md5 is \w+, and \w+ was published"):
+    with pytest.raises(DamagedData, match=r"its sha256 is \w{64}, and it should be \w{64}"):
         fetch(archive_of(server), tmp_path, SILENT, no_wait)
     assert list(tmp_path.iterdir()) == []
 
@@ -125,6 +130,44 @@ def test_a_refusal_is_not_asked_for_again(tmp_path: Path, serve: Any) -> None:
     assert len(server.asked) == 1
 
 
+def test_another_address_is_tried_where_the_first_brings_nothing(tmp_path: Path, serve: Any) -> None:
+    refusing, breaking, good = serve(b""), serve(CONTENT, breaks=(300_000, 0)), serve(CONTENT)
+
+    path = fetch(archive_of(refusing, breaking, good), tmp_path, SILENT, no_wait)
+
+    assert path.read_bytes() == CONTENT
+    assert refusing.asked == [None]
+    assert breaking.asked == [None, "bytes=300000-"]
+    assert good.asked == ["bytes=300000-"]
+
+
+def test_a_bad_certificate_is_not_tried_again(tmp_path: Path, serve: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    good, asked = serve(CONTENT), []
+    real = urllib.request.urlopen
+
+    def open_url(request: urllib.request.Request, timeout: float) -> Any:
+        asked.append(request.full_url)
+        if request.full_url.startswith("https"):
+            raise urllib.error.URLError(ssl.SSLCertVerificationError("self-signed certificate"))
+        return real(request, timeout=timeout)
+
+    monkeypatch.setattr(urllib.request, "urlopen", open_url)
+    archive = archive_of(good)
+    secure = "https://127.0.0.1/a.tar.gz"
+    with pytest.raises(NotReady, match="self-signed certificate"):
+        fetch(replace(archive, urls=(secure,)), tmp_path, SILENT, no_wait)
+    assert asked == [secure]
+    assert fetch(replace(archive, urls=(secure, good.url)), tmp_path, SILENT, no_wait).read_bytes() == CONTENT
+    assert asked == [secure, secure, good.url]
+
+
+@pytest.mark.parametrize("archive", [stl10.ARCHIVE, librispeech.ARCHIVE], ids=lambda archive: archive.name)
+def test_archives_are_fetched_encrypted_and_known_by_a_strong_hash(archive: Archive) -> None:
+    assert archive.urls[0].startswith("https://")
+    assert len(bytes.fromhex(archive.sha256)) == 32
+    assert {url.rpartition("/")[2] for url in archive.urls} == {archive.name}
+
+
 def test_a_server_that_gives_nothing_is_given_up(tmp_path: Path, serve: Any) -> None:
     server = serve(CONTENT, breaks=(70_000, *[0] * 20))
 
@@ -137,7 +180,7 @@ def test_the_disk_is_looked_at_first(tmp_path: Path, serve: Any) -> None:
     server = serve(CONTENT)
 
     with pytest.raises(WillNotFit, match="bytes free"):
-        fetch(Archive(server.url, len(CONTENT), "", unpacked=1 << 60), tmp_path, SILENT, no_wait)
+        fetch(Archive((server.url,), len(CONTENT), "", unpacked=1 << 60), tmp_path, SILENT, no_wait)
     assert server.asked == []
 
 

@@ -192,7 +192,7 @@ def test_missing_files_are_listed_with_both_ways_to_get_them(data: Path) -> None
     assert str(raised.value) == (
         f"{data}/stl10_binary lacks unlabeled_X.bin, train_y.bin. "
         f"Either add --download --data-dir {data}, which fetches 2.5 GiB, "
-        f"or fetch {stl10.ARCHIVE.url} and unpack it there, so that {data}/stl10_binary/unlabeled_X.bin exists"
+        f"or fetch {stl10.ARCHIVE.urls[0]} and unpack it there, so that {data}/stl10_binary/unlabeled_X.bin exists"
     )
 
 
@@ -242,7 +242,7 @@ def published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         archive.add(tmp_path / "there" / "stl10_binary", "stl10_binary")
     content = path.read_bytes()
     monkeypatch.setattr(
-        stl10, "ARCHIVE", Archive(path.as_uri(), len(content), hashlib.md5(content).hexdigest(), 10_000_000)
+        stl10, "ARCHIVE", Archive((path.as_uri(),), len(content), hashlib.sha256(content).hexdigest(), 10_000_000)
     )
     return path
 
