@@ -15,6 +15,7 @@ from .key import Key, describe, differences
 from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, Storage, settled
 from .quantise import Calibration
 from .record import create_plan, read_commit, read_plan
+from .room import Room
 from .store import Store, open_store, sweep
 from .writer import CacheWriter
 
@@ -30,6 +31,7 @@ def create(
     rank: int = 0,
     world_size: int = 1,
     reserve: int = 0,
+    budget: int | None = None,
     threads: int = 1,
 ) -> CacheWriter:
     """A writer for the cache at `location`: a new one, or one that goes on with an unfinished cache of the same key.
@@ -37,8 +39,12 @@ def create(
     An unfinished cache is continued as it was planned: its codec, shard sizes and calibration stay (a callable
     `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
     each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
-    rank 0 commits, after all have closed their writers. `reserve`: bytes of the disk to leave free.
+    rank 0 commits, after all have closed their writers.
 
+    reserve   bytes of the disk to leave free
+    budget    bytes that all files of the cache together may take, those of an unfinished one included. It is enforced
+              while writing: `append` or `commit` raises DoesNotFit before a shard or any other file would exceed it;
+              what was written is kept, and a later writer with a larger budget goes on. None: no budget.
     threads   how many convert, encode and write in the background. With 0, `append` converts, encodes and hands the
               bytes to the system, and only the wait for the disk is in the background: for a caller whose own
               computation keeps all processors busy, since a thread that takes one of them holds up the others too.
@@ -78,7 +84,7 @@ def create(
             sweep(store)
         assert plan is not None
         _check_same(plan, key, splits, store.location)
-        return CacheWriter(store, plan, release, rank, world_size, reserve, threads)
+        return CacheWriter(store, plan, release, rank, world_size, Room(store, reserve, budget, world_size), threads)
     except BaseException:
         release()
         raise

@@ -12,13 +12,19 @@ from .errors import Damaged, NotCommitted
 from .key import check_key
 from .layout import COMMIT, Plan, SplitSpec, grid, journal_path
 from .record import Entry, read_entry, shard_file, surviving_plan, write_plan
+from .room import Room
 from .shard import BadShard, chunk_is_good, decode_chunk, read_index
 from .store import Store, open_store
 from .writer import CacheWriter
 
 
 def repair(
-    location: str | Path | Store, key: Mapping[str, Json] | None = None, *, reserve: int = 0, threads: int = 1
+    location: str | Path | Store,
+    key: Mapping[str, Json] | None = None,
+    *,
+    reserve: int = 0,
+    budget: int | None = None,
+    threads: int = 1,
 ) -> CacheWriter:
     """A writer for what is damaged in the cache at `location`, which is unfinished from here on.
 
@@ -26,7 +32,7 @@ def repair(
     appended again; `commit` writes all small files anew. Works on a damaged finished cache and on an unfinished one.
     Raises NotCommitted where there is nothing, Damaged where plan and commit record are both lost (then nothing says
     what the shards hold), Stale where they were made from something else than `key`, Locked while another process
-    writes it; in each case nothing has been changed.
+    writes it; in each case nothing has been changed. `reserve`, `budget`, `threads`: see `create`.
     """
     store = open_store(location)
     if next(store.list(), None) is None:
@@ -42,7 +48,7 @@ def repair(
                 for shard in range(grid(spec, plan.storage).shards):
                     if not _is_whole(store, plan, spec, view, shard):
                         store.delete(journal_path(spec.name, view, shard))
-        return CacheWriter(store, plan, release, 0, 1, reserve, threads)
+        return CacheWriter(store, plan, release, 0, 1, Room(store, reserve, budget, 1), threads)
     except BaseException:
         release()
         raise

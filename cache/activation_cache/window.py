@@ -88,8 +88,11 @@ class Window:
         """Whether a slot is written and committed."""
         return inspect(self.folder(slot), self.slot_key(slot)).state == "valid"
 
-    def writer(self, slot: int, reserve: int = 0) -> CacheWriter:
-        """A writer for a slot: its one split is that of `spec`, its samples those of `contents` in that order."""
+    def writer(self, slot: int, reserve: int = 0, budget: int | None = None) -> CacheWriter:
+        """A writer for a slot: its one split is that of `spec`, its samples those of `contents` in that order.
+
+        `reserve`, `budget`: bytes, see `create`; the budget is that of this slot alone.
+        """
         spec = replace(self.spec, samples=self.slot_samples, shard_samples=None, chunk_samples=None)
         stale = inspect(self.folder(slot), self.slot_key(slot)).state in ("stale", "damaged")
         return create(
@@ -100,6 +103,7 @@ class Window:
             calibration=self.calibration,
             replace=stale,
             reserve=reserve,
+            budget=budget,
         )
 
     def live(self, turn: int) -> range:
@@ -194,11 +198,18 @@ class Filler:
     """Writes the slots that are missing, one after another, in a thread, while others are read.
 
     `fill(writer, samples, views)` appends the samples (numbers in the whole split, in the augmentations named) to the
-    writer; it commits nothing, and is called once for each run of samples that a slot lacks.
+    writer; it commits nothing, and is called once for each run of samples that a slot lacks. `reserve`: bytes of the
+    disk to leave free; `slot_budget`: bytes that one slot may take, enforced while it is written (see `create`).
     """
 
-    def __init__(self, window: Window, fill: Callable[[CacheWriter, Indices, Indices], None], reserve: int = 0) -> None:
-        self._window, self._fill, self._reserve = window, fill, reserve
+    def __init__(
+        self,
+        window: Window,
+        fill: Callable[[CacheWriter, Indices, Indices], None],
+        reserve: int = 0,
+        slot_budget: int | None = None,
+    ) -> None:
+        self._window, self._fill, self._reserve, self._slot_budget = window, fill, reserve, slot_budget
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="cache-filler")
         self._jobs: dict[int, Any] = {}
 
@@ -235,7 +246,7 @@ class Filler:
         if self._window.has(slot):
             return
         samples, views = self._window.contents(slot)
-        with self._window.writer(slot, self._reserve) as writer:
+        with self._window.writer(slot, self._reserve, self._slot_budget) as writer:
             for part in writer.pending(self._window.spec.name):
                 these = slice(part.start, part.stop)
                 self._fill(writer, samples[these], views[these])

@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import AlreadyCommitted, DoesNotFit, InvalidSamples, NotCommitted
+from .errors import AlreadyCommitted, InvalidSamples, NotCommitted
 from .filling import Filling, Track
 from .key import Key
 from .layout import COMMIT, PLAN, Plan, grid, journal_path
 from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
 from .record import Commit, Entry, finished_shards, sha256, shard_file
+from .room import Room
 from .shard import encode
 from .sides import side_files
 from .store import Store, sweep
@@ -45,11 +46,11 @@ class CacheWriter:
         release: Callable[[], None],
         rank: int,
         world_size: int,
-        reserve: int,
+        room: Room,
         threads: int,
     ) -> None:
         self._store, self._plan, self._release = store, plan, release
-        self._rank, self._world_size, self._reserve = rank, world_size, reserve
+        self._rank, self._world_size, self._room = rank, world_size, room
         self._closed = False
         self._tracks: dict[tuple[str, int], Track] = {}
         self._saturated: dict[str, int] = {}
@@ -139,7 +140,8 @@ class CacheWriter:
         """Waits for the shards on their way, writes the metadata and last of all the commit record; then closes.
 
         With several ranks: called by rank 0, when all others have closed their writers. Raises NotCommitted if
-        samples are missing, and says which; InvalidSamples if the views have different ids, or two ranks the same.
+        samples are missing, and says which; InvalidSamples if the views have different ids, or two ranks the same;
+        DoesNotFit where the small files exceed the disk or the budget.
         """
         if self._closed:
             raise NotCommitted(f"the writer of {self._store.location} is closed")
@@ -165,7 +167,7 @@ class CacheWriter:
         sweep(self._store)
         sides = side_files(self._plan, entries)
         for path, data in sides.items():
-            self._store.write(path, [data])
+            self._write(path, data)
         files = {path: (len(data), sha256(data)) for path, data in sides.items()}
         for (split, view), shards in entries.items():
             for number, entry in enumerate(shards):
@@ -175,7 +177,9 @@ class CacheWriter:
                 files[path] = (len(data), sha256(data))
         plan = self._store.read(PLAN)
         files[PLAN] = (len(plan), sha256(plan))
-        if not self._store.create(COMMIT, Commit(self._plan, files).to_bytes()):
+        record = Commit(self._plan, files).to_bytes()
+        self._room.take(COMMIT, len(record))
+        if not self._store.create(COMMIT, record):
             raise AlreadyCommitted(f"{self._store.location} was committed by another process meanwhile")
         self.close()
 
@@ -198,6 +202,10 @@ class CacheWriter:
         except Exception:
             if error is None:  # otherwise the first error is the one to be told
                 raise
+
+    def _write(self, path: str, data: bytes) -> None:
+        self._room.take(path, len(data))
+        self._store.write(path, [data])
 
     def _track(self, split: str, view: int) -> Track:
         spec = self._plan.split(split)
@@ -238,7 +246,7 @@ class CacheWriter:
             rows, saturated = self._stored(track, filled)
             encoded = encode(rows, self._plan.storage, track.grid.chunk_rows, track.grid.chunks_per_shard)
             path = shard_file(self._plan, track.spec, track.view, filled.shard)
-            self._check_room(path, encoded.size)
+            self._room.take(path, encoded.size)
             finish_shard = self._store.begin(path, encoded.parts)
         except BaseException:
             self._buffers.put(filled.buffer)
@@ -250,7 +258,7 @@ class CacheWriter:
                 entry = Entry(encoded.size, encoded.seal, filled.ids, filled.lengths, filled.labels, saturated)
                 split, view = track.spec.name, track.view
                 content = entry.to_bytes(self._plan, split, view, filled.shard)
-                self._store.write(journal_path(split, view, filled.shard), [content])
+                self._write(journal_path(split, view, filled.shard), content)
                 return split, saturated
             finally:
                 self._buffers.put(filled.buffer)
@@ -281,17 +289,6 @@ class CacheWriter:
         if bad is not None:
             raise InvalidSamples(
                 f"split {track.spec.name!r}: sample {filled.sample_of_row(bad)!r} has values not finite in {dtype}"
-            )
-
-    def _check_room(self, path: str, needed: int) -> None:
-        free = self._store.free()
-        if free is not None and free < needed + self._reserve:
-            raise DoesNotFit(
-                f"{self._store.location}: {path} takes {needed:,} bytes, and {free:,} are free, of which "
-                f"{self._reserve:,} are to stay free; make room and write again, and it goes on from here",
-                path,
-                needed,
-                free,
             )
 
     def _raise_failures(self) -> None:

@@ -34,6 +34,7 @@ from activation_cache import (
     open_cache,
     verify,
 )
+from activation_cache.store import LocalStore
 
 VALUES = np.random.default_rng(0).standard_normal((40, 16, 16)).astype(np.float32)
 STORAGES = [Storage(), Storage("float32", "lz4")]
@@ -167,6 +168,29 @@ def test_the_reserve_is_kept_while_writing(tmp_path: Path) -> None:
         writer.append("train", VALUES[:10], [str(i) for i in range(10)])
         with pytest.raises(DoesNotFit, match="are to stay free"):
             writer.commit()
+
+
+@pytest.mark.parametrize("threads", [0, 1])
+@pytest.mark.parametrize("storage", STORAGES, ids=lambda s: s.codec)
+def test_the_budget_is_kept_while_writing(tmp_path: Path, storage: Storage, threads: int) -> None:
+    """Whatever the budget, never a byte more lies there; and with a larger one the same cache is finished."""
+    spec = SplitSpec("train", 40, (16, 16), {"class": "int8"}, shard_samples=10)
+    write(tmp_path / "whole", storage)
+    whole = sum(size for _, size in LocalStore(tmp_path / "whole").list()) + 200  # and the name of who holds the lock
+    refused = 0
+    for budget in (*range(5_000, whole, 9_000), whole):
+        try:
+            with create(tmp_path / "c", make_key({}, storage), [spec], storage, budget=budget, threads=threads) as w:
+                for part in w.pending("train"):
+                    w.append("train", VALUES[part.start : part.stop], [str(i) for i in part], {"class": list(part)})
+                w.commit()
+        except DoesNotFit as error:
+            refused += 1
+            assert f"of the budget of {budget:,} bytes" in str(error)  # noqa: PT017 - more than the error is looked at
+            assert error.needed > error.free  # noqa: PT017
+        assert sum(size for _, size in LocalStore(tmp_path / "c").list()) <= budget
+    assert refused >= 3
+    assert verify(tmp_path / "c").ok
 
 
 class Canary:
