@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from layerwise.frozen import load_frozen
     from layerwise.module_cache import open_cache
     from layerwise.nets.module import Encoded, Module
+    from layerwise.nets.split import split
     from layerwise.objectives.objective import Context, Objective
     from layerwise.probe import probe_module
     from layerwise.recipe import DatasetSettings, NetworkSettings, ObjectiveSettings, Recipe
@@ -39,6 +40,7 @@ __all__ = [
     "probe_module",
     "run_all",
     "run_stage",
+    "split",
     "write_cache",
 ]
 
@@ -47,6 +49,7 @@ _HOMES = {
     "frozen": ("load_frozen",),
     "module_cache": ("open_cache",),
     "nets.module": ("Encoded", "Module"),
+    "nets.split": ("split",),
     "objectives.objective": ("Context", "Objective"),
     "probe": ("probe_module",),
     "recipe": ("DatasetSettings", "NetworkSettings", "ObjectiveSettings", "Recipe"),

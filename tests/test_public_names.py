@@ -24,6 +24,7 @@ def test_the_public_names():
         "probe_module",
         "run_all",
         "run_stage",
+        "split",
         "write_cache",
     ]
     assert all(getattr(layerwise, name).__module__.startswith("layerwise.") for name in layerwise.__all__)
