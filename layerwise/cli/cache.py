@@ -6,16 +6,18 @@ import shutil
 
 import click
 
-from layerwise.cli.common import Options, cache_options, emit, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import CACHE, DATA, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="cache")
-@click.option("--module", "number", type=click.IntRange(min=1), help="Whose outputs to store.")
+@click.command(cls=Command, name="cache")
+@click.option("--module", "number", type=click.IntRange(min=1), metavar="NUMBER", help="Whose outputs to store.")
 @click.option("--repair", is_flag=True, help="Read all of the cache, and write only what is damaged again.")
 @click.option("--prune", is_flag=True, help="Remove the run's stale caches, after asking.")
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")
-@options
-@cache_options
+@options(*RUN, "device", *DATA, *CACHE)
 def command(number: int | None, repair: bool, prune: bool, yes: bool, options: Options) -> None:
     """Write a frozen module's outputs to its Zarr store, for the next stage to train from.
 

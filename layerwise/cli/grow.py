@@ -7,14 +7,33 @@ import json
 
 import click
 
-from layerwise.cli.common import Options, emit, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import DATA, MEMORY, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="grow")
-@click.option("--channels", type=click.IntRange(min=4), help="Of the new module. Default: twice those of the last.")
-@click.option("--blocks", type=click.IntRange(min=1), default=1, show_default=True, help="Residual blocks in it.")
-@click.option("--stride", type=click.IntRange(1, 4), default=1, show_default=True, help="Of its first block.")
-@options
+@click.command(cls=Command, name="grow")
+@click.option(
+    "--channels", type=click.IntRange(min=4), metavar="COUNT", help="Of the new module. Default: twice the last one's."
+)
+@click.option(
+    "--blocks",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    default=1,
+    show_default=True,
+    help="Residual blocks of the new module.",
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1, 4),
+    metavar="1-4",
+    default=1,
+    show_default=True,
+    help="Stride of its first block.",
+)
+@options(*RUN, "device", *DATA, *MEMORY)
 def command(channels: int | None, blocks: int, stride: int, options: Options) -> None:
     """Add a module on top of a finished run, and train only it.
 

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerwise.cli.common import DEVICES, METHODS, errors_to_exit_codes, pick_device
+from layerwise.cli.command import Command, Option
+from layerwise.cli.common import pick_device
+from layerwise.cli.options import DEVICES, METHODS
+from layerwise.cli.outcome import errors_to_exit_codes
 
 if TYPE_CHECKING:
     from layerwise.memory.rows import Asked, Found, Row
@@ -29,21 +32,57 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
         return tuple(sorted({int(part) for part in parts}))
 
 
-@click.command(name="memreport")
+@click.command(cls=Command, name="memreport")
 @click.option("--recipe", metavar="NAME|FILE.py", default="stl10", show_default=True, help="Whose network to look at.")
-@click.option("--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe.")
-@click.option("--batch", type=click.IntRange(min=1), default=16, show_default=True, help="Samples a step.")
-@click.option("--method", "methods", type=click.Choice(METHODS), multiple=True, help="Only these. May be repeated.")
 @click.option(
-    "--max-memory", "budget", metavar="BYTES", default="500MB", show_default=True, help="For the rows under one."
+    "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe. May be repeated."
 )
 @click.option(
-    "--depth", "depths", type=Depths(), help="Peak against the number of modules instead, as in 3,6,12,24,48."
+    "--method",
+    "methods",
+    type=click.Choice(METHODS),
+    metavar="METHOD",
+    multiple=True,
+    help=f"Only these rows: {', '.join(METHODS)}. May be repeated.",
 )
-@click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True, help="cpu: predict only.")
-@click.option("--csv", "csv_file", type=click.Path(path_type=Path, dir_okay=False), help="Write the rows there too.")
-@click.option("--chart", type=click.Path(path_type=Path, dir_okay=False), help="Draw the peaks there, as a PNG.")
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+@click.option(
+    "--batch", type=click.IntRange(min=1), metavar="SAMPLES", default=16, show_default=True, help="Samples a step."
+)
+@click.option(
+    "--max-memory", "budget", metavar="BYTES", default="500MB", show_default=True, help="For the rows under a budget."
+)
+@click.option(
+    "--depth",
+    "depths",
+    type=Depths(),
+    metavar="NUMBERS",
+    help="Peak against the number of modules instead, as in 3,6,12,24,48.",
+)
+@click.option(
+    "--device",
+    type=click.Choice(DEVICES),
+    metavar="DEVICE",
+    default="auto",
+    help="cuda: measure; cpu: predict only; auto: measure where there is a GPU.",
+)
+@click.option(
+    "--csv",
+    "csv_file",
+    cls=Option,
+    heading="Output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the rows there too.",
+)
+@click.option(
+    "--chart",
+    cls=Option,
+    heading="Output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw the peaks there, as a PNG.",
+)
+@click.option("--json", "as_json", cls=Option, heading="Output", is_flag=True, help="Machine output on stdout.")
 def command(
     recipe: str,
     overrides: tuple[str, ...],

@@ -6,14 +6,14 @@ import sys
 
 import click
 
-from layerwise.cli.common import Options, cache_options, emit, memory_options, options, schedule_options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import CACHE, MEMORY, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="plan")
-@options
-@schedule_options
-@cache_options
-@memory_options
+@click.command(cls=Command, name="plan")
+@options(*RUN, "schedule", "feed", "device", "data_dir", *MEMORY, *CACHE)
 def command(options: Options) -> None:
     """Say what a run will take before anything runs: memory and cache of each stage, and whether they fit.
 

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, emit, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import DATA, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="probe")
+@click.command(cls=Command, name="probe")
 @click.option(
     "--module",
     "number",
     type=click.IntRange(min=1),
+    metavar="NUMBER",
     help="Whose representation to classify. Default: the last module's.",
 )
 @click.option("--fixed", is_flag=True, help="Classify features by hand instead (MFCC, for speech), to compare with.")
 @click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
-@options
+@options(*RUN, "device", *DATA)
 def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> None:
     """Train a linear classifier on a module's frozen representation.
 

@@ -6,9 +6,11 @@ import json
 
 import click
 
+from layerwise.cli.command import Command, Option
 
-@click.command(name="recipes")
-@click.option("--json", "as_json", is_flag=True, help="Machine output on stdout.")
+
+@click.command(cls=Command, name="recipes")
+@click.option("--json", "as_json", cls=Option, heading="Output", is_flag=True, help="Machine output on stdout.")
 def command(as_json: bool) -> None:
     """List the recipes that can be trained, and how to write one."""
     from layerwise.recipe_loader import built_in, summary

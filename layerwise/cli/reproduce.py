@@ -7,19 +7,44 @@ from pathlib import Path
 
 import click
 
-from layerwise.cli.common import Options, emit, options, pick_device, stop_on_signal
+from layerwise.cli.command import Command
+from layerwise.cli.common import pick_device, stop_on_signal
+from layerwise.cli.options import DATA, Options, options
+from layerwise.cli.outcome import emit
 
 WHAT = ("table1", "table2", "table3", "table4", "figure2", "figure3", "figure4")
 
 
-@click.command(name="reproduce")
-@click.argument("what", type=click.Choice(WHAT))
-@click.option("--scale", type=click.FloatRange(0, 1, min_open=True), help="Shrink samples, epochs and channels.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each row.")
+@click.command(cls=Command, name="reproduce")
+@click.argument("what", type=click.Choice(WHAT), metavar="WHAT")
+@click.option(
+    "--scale",
+    type=click.FloatRange(0, 1, min_open=True),
+    metavar="SHARE",
+    help="Shrink samples, epochs and channels to this part, above 0 and at most 1.",
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1),
+    metavar="COUNT",
+    default=1,
+    show_default=True,
+    help="Trainings of each row.",
+)
 @click.option("--fresh", is_flag=True, help="Train everything again.")
-@options
+@options(
+    "recipe",
+    "set",
+    "run_dir",
+    "device",
+    *DATA,
+    recipe="A built-in recipe, or the path of your own. Default: the one that follows the paper.",
+    run_dir="Where the runs and the results lie. Default: runs/reproduce-RECIPE.",
+)
 def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Options) -> None:
     """Train what a table or figure of the paper shows, and put ours beside the paper's.
+
+    WHAT is one of table1, table2, table3, table4, figure2, figure3 and figure4.
 
     Rows that are finished are skipped. Writes JSON, Markdown and a picture beside the runs (--run-dir, or
     runs/reproduce-RECIPE). The default recipe is the one that follows the paper, which takes days of one GPU;
@@ -32,11 +57,9 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
     from layerwise.reproduce import Ground, reproduce
     from layerwise.run import RUNS, run_name
 
-    changed = {override.partition("=")[0].strip() for override in options.set}
-    if options.method is not None or changed & {"method", "schedule"}:
-        raise UsageError(
-            f"{what} says itself by which methods and schedules to train: leave out --method and --set of either"
-        )
+    changed = {override.partition("=")[0].strip() for override in options.set} & {"method", "schedule"}
+    if changed:
+        raise UsageError(f"{what} says itself which methods and schedules to train: leave out --set {changed.pop()}")
     if scale is not None:
         options = options.override(scale=scale)
     source = options.recipe or DEFAULTS[what]

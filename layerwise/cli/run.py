@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, cache_options, emit, memory_options, options, schedule_options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import CACHE, DATA, MEMORY, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="run")
+@click.command(cls=Command, name="run")
 @click.option("--fresh", is_flag=True, help="Train everything again.")
-@options
-@schedule_options
-@cache_options
-@memory_options
+@options(*RUN, "schedule", "feed", "device", *DATA, *MEMORY, *CACHE)
 def command(fresh: bool, options: Options) -> None:
     """Train every module, write the caches, probe the representations, and write a report.
 

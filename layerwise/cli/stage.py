@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, cache_options, emit, memory_options, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import CACHE, DATA, MEMORY, RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="stage")
+@click.command(cls=Command, name="stage")
 @click.argument("number", type=click.IntRange(min=1))
 @click.option("--fresh", is_flag=True, help="Train it again from the beginning.")
-@options
-@cache_options
-@memory_options
+@options(*RUN, "device", *DATA, *MEMORY, *CACHE)
 def command(number: int, fresh: bool, options: Options) -> None:
     """Train module NUMBER to convergence and freeze it.
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.common import Options, emit, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="status")
-@options
+@click.command(cls=Command, name="status")
+@options(*RUN)
 def command(options: Options) -> None:
     """Say what a run holds: trained modules, caches and whether they are valid, probes."""
     with setup_for(options, purpose="status", writes=False) as setup:

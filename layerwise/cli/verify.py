@@ -7,11 +7,14 @@ from typing import Any
 
 import click
 
-from layerwise.cli.common import Options, emit, options, setup_for
+from layerwise.cli.command import Command
+from layerwise.cli.common import setup_for
+from layerwise.cli.options import RUN, Options, options
+from layerwise.cli.outcome import emit
 
 
-@click.command(name="verify")
-@options
+@click.command(cls=Command, name="verify")
+@options(*RUN)
 def command(options: Options) -> None:
     """Read every byte of a run's caches and frozen modules, and name whatever is damaged. Exits 65 if anything is."""
     with setup_for(options, purpose="verify", writes=False) as setup:

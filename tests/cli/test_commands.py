@@ -135,7 +135,7 @@ def test_an_error_is_one_line_and_an_exit_code(layerwise, arguments, code, messa
         (["stage"], "Missing argument 'NUMBER'"),
         (["stage", "0"], "0 is not in the range"),
         (["cache"], "give --module N"),
-        (["trian"], "No such command 'trian'"),
+        (["trian"], "there is no command 'trian'"),
         (["memreport", "--depth", "x"], "not a list of numbers"),
     ],
 )

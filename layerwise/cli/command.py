@@ -1,0 +1,79 @@
+"""Commands as users meet them: options under headings, summaries in full, wrong use with the nearest right one."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from typing import Any
+
+import click
+
+from layerwise.cli.outcome import emit_error
+
+HEADINGS = ("Options", "Run", "Data", "Memory", "Cache", "Output")
+"""In the order of the help; a command's own options come first."""
+
+
+class Option(click.Option):
+    """An option that is listed under a heading."""
+
+    def __init__(self, *args: Any, heading: str = HEADINGS[0], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.heading = heading
+
+
+class Command(click.Command):
+    """A command whose options are listed under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        under: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                is_help = parameter is self.get_help_option(ctx)
+                under["Output" if is_help else getattr(parameter, "heading", HEADINGS[0])].append(record)
+        longest = max(len(names) for records in under.values() for names, _ in records)
+        for heading, records in under.items():
+            if records:
+                with formatter.section(heading):
+                    formatter.write_dl([(names.ljust(longest), text) for names, text in records], col_max=longest)
+
+
+class Commands(click.Group):
+    """Commands in the order in which they were added, each with its whole first sentence.
+
+    Wrong use is told to machines as every other error is, where `--json` is among the arguments.
+    """
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        given = kwargs.get("args", args[0] if args else None)
+        as_json = "--json" in (sys.argv[1:] if given is None else given)
+        if not as_json or not kwargs.get("standalone_mode", True):
+            return super().main(*args, **kwargs)
+        try:
+            status = super().main(*args, **{**kwargs, "standalone_mode": False})
+        except click.ClickException as error:
+            kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
+            emit_error(kind, error.format_message(), error.exit_code)
+            sys.exit(error.exit_code)
+        except click.Abort:  # a question was not answered
+            emit_error("Abort", "a question was not answered", 1)
+            sys.exit(1)
+        sys.exit(status if isinstance(status, int) else 0)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in self.commands.items()])
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name.startswith("-") or name in self.commands:
+            return super().resolve_command(ctx, args)
+        near = difflib.get_close_matches(name, self.commands, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(self.commands)}"
+        raise click.UsageError(f"there is no command {name!r}: {hint}", ctx)

@@ -1,0 +1,69 @@
+"""How a command ends: its result for people or for machines, and errors as one message and an exit code."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from layerwise.cli.options import Options
+
+
+def emit(options: Options, result: dict[str, Any], people: Callable[[], None]) -> None:
+    """Print the result: for machines with --json, else for people."""
+    if options.json:
+        click.echo(json.dumps(result, allow_nan=False))
+    else:
+        people()
+
+
+def emit_error(kind: str, message: str, code: int) -> None:
+    """Print an error for machines."""
+    click.echo(json.dumps({"error": kind, "message": message, "exit_code": code}))
+
+
+@contextmanager
+def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
+    """One message for an error that a user can act on; our own mistakes keep their traceback."""
+    try:
+        with interruption_as_error():
+            yield
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        if as_json:
+            emit_error(type(error).__name__, str(error), code)
+        else:
+            click.echo(f"{click.style('layerwise:', fg='red', bold=True)} {error}", err=True)
+        sys.exit(code)
+
+
+@contextmanager
+def interruption_as_error() -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        from layerwise.errors import StoppedEarly
+
+        raise StoppedEarly(
+            "stopped; what is finished is kept, and the same command, without --fresh, goes on from there"
+        ) from None
+
+
+def exit_code(error: Exception) -> int | None:
+    from layerwise.errors import LayerwiseError
+
+    if isinstance(error, LayerwiseError):
+        return error.exit_code
+    if isinstance(error, OSError):
+        return 1 if error.filename is not None else None
+
+    from activation_cache import CacheError
+
+    return 1 if isinstance(error, CacheError) else None  # looking at a cache, such as on a store that is not reached
