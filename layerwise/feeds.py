@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,8 +36,6 @@ def as_stored(inputs: Tensor) -> Tensor:
 
 HOST = torch.device("cpu")
 _AT_ONCE = 1 << 20  # numbers that are dequantised at a time, so that what lies between stays in the caches
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -147,12 +143,10 @@ class DatasetFeed(Feed):
 
     def _read(self, name: str, batches: Sequence[IntArray], view: int | None) -> Iterator[Batch]:
         split = self._splits.named()[name]
-
-        def read(indices: IntArray) -> Batch:
-            labels = {task: torch.from_numpy(values) for task, values in split.labels_of(indices, view).items()}
-            return Batch(split.batch(indices, view), labels, [split.ids[index] for index in indices])
-
-        yield from read_ahead(read, batches, self._readers)
+        found = split.read(batches, view, self._readers)
+        for indices, (inputs, labels) in zip(batches, found, strict=True):
+            known = {task: torch.from_numpy(values) for task, values in labels.items()}
+            yield Batch(inputs, known, [split.ids[index] for index in indices])
 
 
 class RecomputeFeed(Feed):
@@ -317,20 +311,3 @@ def decoder(
         return values.add_(offset) if shifted else values
 
     return dequantise
-
-
-def read_ahead(read: Callable[[Item], Result], items: Sequence[Item], readers: int) -> Iterator[Result]:
-    """`map` in the same order, with a few results being made by threads ahead of the one that is asked for."""
-    with ThreadPoolExecutor(max_workers=readers) as pool:
-        pending: deque[Future[Result]] = deque()
-        remaining = iter(items)
-        try:
-            for item in remaining:
-                pending.append(pool.submit(read, item))
-                if len(pending) > readers:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-        finally:
-            for future in pending:
-                future.cancel()

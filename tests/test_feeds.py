@@ -12,8 +12,9 @@ import torch
 from activation_cache import calibrate
 from activation_cache.quantise import dequantise
 from layerwise.caching import write_cache
+from layerwise.data.read_ahead import read_ahead
 from layerwise.data.stl10 import STL10
-from layerwise.feeds import decoder, read_ahead
+from layerwise.feeds import decoder
 from layerwise.frozen import stage_identity
 from layerwise.inputs import stage_inputs
 from layerwise.recipe_loader import apply_overrides, load_recipe

@@ -8,12 +8,14 @@ know which they have.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
+
+from layerwise.data.read_ahead import read_ahead
 
 IntArray = npt.NDArray[np.int64]
 
@@ -48,6 +50,14 @@ class Split(ABC):
     def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
         """Task to (len(indices),) labels, or (len(indices), positions) where each position has its own."""
         return {task: values[indices] for task, values in self.labels.items()}
+
+    def read(
+        self, batches: Sequence[IntArray], view: int | None, readers: int
+    ) -> Iterator[tuple[Tensor, dict[str, IntArray]]]:
+        """Inputs and labels of each of these batches of indices, in order, read a few ahead by so many threads."""
+        yield from read_ahead(
+            lambda indices: (self.batch(indices, view), self.labels_of(indices, view)), batches, readers
+        )
 
     @abstractmethod
     def manifest(self) -> str:

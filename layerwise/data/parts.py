@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,11 @@ class Part(Split):
 
     def labels_of(self, indices: IntArray, view: int | None) -> dict[str, IntArray]:
         return self._whole.labels_of(self._chosen[indices], view)
+
+    def read(
+        self, batches: Sequence[IntArray], view: int | None, readers: int
+    ) -> Iterator[tuple[Tensor, dict[str, IntArray]]]:
+        yield from self._whole.read([self._chosen[indices] for indices in batches], view, readers)
 
     def manifest(self) -> str:
         return hashlib.sha256(self._whole.manifest().encode() + self._chosen.tobytes()).hexdigest()
