@@ -6,19 +6,24 @@ record names any more are removed afterwards, so that a kill at any moment leave
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layerwise.errors import NotReady
+from layerwise.errors import DamagedData, NotReady
 from layerwise.recipe import differences
+from layerwise.records import CHECKPOINT, TensorsRecord, read_record
+from layerwise.run_files import TENSORS, is_folder
 from layerwise.step import Learner
-from layerwise.storage import flush_directory, load_tensors, read_json, save_tensors, write_json
+from layerwise.storage import flush_directory, remove_file, write_json
+from layerwise.tensors import load_tensors, save_tensors
 
 RECORD = "checkpoint.json"
+MOST_STEPS = 2**40
 LENGTH_ONLY = "training.epochs: "
 """How long a training lasts at most: it may change in its middle, to what has not passed yet."""
 
@@ -32,16 +37,21 @@ def save_checkpoint(
     best: bool = False,
 ) -> None:
     """Replace the checkpoint; with `best`, these weights are also those that freezing will take."""
-    record = read_json(folder / RECORD) or {}
+    record = read_record(folder / RECORD, CHECKPOINT)
     # Every place has a name of its own: the file that the standing record names is never written over.
     name = f"checkpoint-{place['step']}-{place['epoch']}.safetensors"
-    files = {"latest": {"file": name, "sha256": save_tensors(folder / name, _state(learners))}}
-    files["best"] = files["latest"] if best else record.get("files", {}).get("best", files["latest"])
+    latest: TensorsRecord = {"file": name, "sha256": save_tensors(folder / name, _state(learners))}
+    files = {"latest": latest, "best": latest if best or record is None else record["files"]["best"]}
     write_json(folder / RECORD, {"made_from": made_from, "place": place, "files": files})
-    kept = {entry["file"] for entry in files.values()}
-    for path in folder.glob("checkpoint-*.safetensors"):
-        if path.name not in kept:
-            path.unlink(missing_ok=True)
+    _drop_tensors(folder, {entry["file"] for entry in files.values()})
+
+
+def _drop_tensors(folder: Path, kept: Collection[str] = ()) -> None:
+    """Remove the tensors that no record names any more."""
+    if is_folder(folder):
+        for name in os.listdir(folder):
+            if TENSORS.fullmatch(name) and name not in kept:
+                remove_file(folder / name)
 
 
 def load_checkpoint(
@@ -53,7 +63,7 @@ def load_checkpoint(
         NotReady: the checkpoint was made with other settings.
         DamagedData: a file is not what was written.
     """
-    record = read_json(folder / RECORD)
+    record = read_record(folder / RECORD, CHECKPOINT)
     if record is None:
         return None
     changed = [line for line in differences(record["made_from"], made_from) if not line.startswith(LENGTH_ONLY)]
@@ -62,39 +72,61 @@ def load_checkpoint(
             f"{folder} holds an unfinished training with other settings ({'; '.join(changed[:5])}). "
             "Go back to those settings, choose another --run-dir, or add --fresh to begin again."
         )
-    place: dict[str, Any] = record["place"]
+    place = record["place"]
+    if len(place["sums"]) not in (0, len(learners)):
+        raise DamagedData(
+            f"{folder / RECORD} is damaged: it holds the losses of {len(place['sums'])} modules, and {len(learners)} "
+            "are trained. Delete it to train again."
+        )
     asked = made_from.get("training", {}).get("epochs")
     if asked is not None and not best and place["epoch"] + (place["batch"] > 0) > asked:
         raise NotReady(
             f"{folder} holds a training that is in epoch {place['epoch'] + (place['batch'] > 0)} already, and "
             f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to begin again."
         )
-    entry = record["files"]["best" if best else "latest"]
-    _restore(learners, load_tensors(folder / entry["file"], entry["sha256"]))
-    return place
+    entry = record["files"]["best"] if best else record["files"]["latest"]
+    _restore(learners, folder / entry["file"], entry["sha256"])
+    return {**place}
 
 
 def drop_checkpoint(folder: Path) -> None:
-    (folder / RECORD).unlink(missing_ok=True)
-    for path in folder.glob("checkpoint-*.safetensors"):
-        path.unlink()
-    if folder.exists():
+    """Remove the record, then the tensors that it names."""
+    remove_file(folder / RECORD)
+    _drop_tensors(folder)
+    if is_folder(folder):
         flush_directory(folder)
 
 
+def _weights(learners: Sequence[Learner]) -> dict[str, Tensor]:
+    return {
+        f"{learner.number}.{part}.{name}": tensor
+        for learner in learners
+        for part in ("module", "objective")
+        for name, tensor in getattr(learner, part).state_dict().items()
+    }
+
+
 def _state(learners: Sequence[Learner]) -> dict[str, Tensor]:
-    tensors = {}
+    tensors = _weights(learners)
     for learner in learners:
-        for part in ("module", "objective"):
-            for name, tensor in getattr(learner, part).state_dict().items():
-                tensors[f"{learner.number}.{part}.{name}"] = tensor
         for index, values in learner.optimiser.state_dict()["state"].items():
             for name, value in values.items():
                 tensors[f"{learner.number}.optimiser.{index}.{name}"] = torch.as_tensor(value)
     return tensors
 
 
-def _restore(learners: Sequence[Learner], tensors: Mapping[str, Tensor]) -> None:
+def _optimiser_state(learner: Learner) -> dict[str, Tensor]:
+    """What Adam keeps of each weight once it has been updated: names in a checkpoint to tensors of the same form."""
+    found = {}
+    for index, weight in enumerate([*learner.module.parameters(), *learner.objective.parameters()]):
+        for name, like in (("step", torch.tensor(0.0)), ("exp_avg", weight), ("exp_avg_sq", weight)):
+            found[f"{learner.number}.optimiser.{index}.{name}"] = like.detach()
+    return found
+
+
+def _restore(learners: Sequence[Learner], path: Path, sha256: str) -> None:
+    kept = {name: tensor for learner in learners for name, tensor in _optimiser_state(learner).items()}
+    tensors = load_tensors(path, sha256, _weights(learners), kept)
     for learner in learners:
         for part in ("module", "objective"):
             prefix = f"{learner.number}.{part}."
@@ -107,6 +139,8 @@ def _restore(learners: Sequence[Learner], tensors: Mapping[str, Tensor]) -> None
             if name.startswith(prefix):
                 index, field = name.removeprefix(prefix).split(".")
                 state.setdefault(int(index), {})[field] = tensor
+        if any(len(fields) < 3 or not 0 <= fields["step"].item() < MOST_STEPS for fields in state.values()):
+            raise DamagedData(f"{path} does not hold the state of an optimiser. Delete its folder to train it again.")
         learner.optimiser.load_state_dict(
             {"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]}
         )

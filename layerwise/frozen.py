@@ -6,6 +6,7 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,10 +15,12 @@ from layerwise.checkpoint import drop_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
 from layerwise.recipe import differences
+from layerwise.records import STAGE, StageRecord, read_record
 from layerwise.rolling import read_rolling
 from layerwise.setup import Setup
 from layerwise.step import Learner
-from layerwise.storage import load_tensors, read_json, save_tensors, weights_digest, write_json
+from layerwise.storage import file_sha256, write_json
+from layerwise.tensors import load_tensors, save_tensors, weights_digest
 
 FORMAT = 1
 
@@ -84,13 +87,23 @@ def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
     Raises:
         NotReady: the stage was made with other settings or inputs; the message says which.
     """
-    record = read_json(setup.run.stage(number) / "stage.json")
+    record = _read_stage(setup, number)
     if record is None:
         return None
     if changed := differences(record["made_from"], stage_identity(setup, number)):
         raise NotReady(
             f"stage {number} of {setup.run.folder} was trained with other settings ({'; '.join(changed[:5])}). "
             "Go back to those settings, choose another --run-dir, or train it again with --fresh."
+        )
+    return {**record}
+
+
+def _read_stage(setup: Setup, number: int) -> StageRecord | None:
+    path = setup.run.stage(number) / "stage.json"
+    record = read_record(path, STAGE)
+    if record is not None and number not in record["trained_with"]:
+        raise DamagedData(
+            f"{path} is damaged: it is of the modules {record['trained_with']}. Delete it to do that part again."
         )
     return record
 
@@ -100,7 +113,7 @@ def missing_weights(setup: Setup, number: int) -> str | None:
     path = setup.run.stage(number) / "module.safetensors"
     if path.is_file():
         return None
-    again = f"layerwise stage {number} --fresh --run-dir {setup.run.folder}"
+    again = f"layerwise stage {number} --fresh --run-dir {shlex.quote(str(setup.run.folder))}"
     return f"{path} is missing: put it back, or train the module again with: {again}"
 
 
@@ -125,10 +138,13 @@ def require_stage(setup: Setup, number: int) -> dict[str, Any]:
     setup.require_module(number)
     record = stage_record(setup, number)
     if record is None:
-        raise NotReady(
-            f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {setup.run.folder}"
-        )
+        raise _not_trained(setup, number)
     return record
+
+
+def _not_trained(setup: Setup, number: int) -> NotReady:
+    folder = shlex.quote(str(setup.run.folder))
+    return NotReady(f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {folder}")
 
 
 def require_stages(setup: Setup, number: int) -> None:
@@ -139,13 +155,11 @@ def require_stages(setup: Setup, number: int) -> None:
 
 def frozen_digests(setup: Setup, number: int) -> list[str]:
     """sha256 of the weights of modules 1 to `number`, as recorded."""
-    records = [read_json(setup.run.stage(below) / "stage.json") for below in range(1, number + 1)]
+    records = [_read_stage(setup, below) for below in range(1, number + 1)]
     for below, record in enumerate(records, 1):
         if record is None:
-            raise NotReady(
-                f"module {below} is not trained yet. Run: layerwise stage {below} --run-dir {setup.run.folder}"
-            )
-    return [str(record["weights"]) for record in records if record is not None]
+            raise _not_trained(setup, below)
+    return [record["weights"] for record in records if record is not None]
 
 
 def load_frozen(setup: Setup, number: int) -> list[Module]:
@@ -158,7 +172,8 @@ def load_frozen(setup: Setup, number: int) -> list[Module]:
     modules = setup.untrained()[:number]
     for below, module in enumerate(modules, 1):
         record = require_stage(setup, below)
-        module.load_state_dict(load_tensors(setup.run.stage(below) / "module.safetensors", record["sha256"]))
+        path = setup.run.stage(below) / "module.safetensors"
+        module.load_state_dict(load_tensors(path, record["sha256"], module.state_dict()))
         module.to(setup.device).eval().requires_grad_(False)
     return modules
 
@@ -169,14 +184,9 @@ def verify_stages(setup: Setup) -> list[dict[str, Any]]:
     """
     found = []
     for number in range(1, setup.depth + 1):
-        record = read_json(setup.run.stage(number) / "stage.json")
-        if record is None:
-            continue
-        path = setup.run.stage(number) / "module.safetensors"
-        try:
-            load_tensors(path, record["sha256"])
-            damaged = None
-        except DamagedData:
-            damaged = str(path)
-        found.append({"module": number, "damaged": damaged})
+        record = _read_stage(setup, number)
+        if record is not None:
+            path = setup.run.stage(number) / "module.safetensors"
+            damaged = None if file_sha256(path) == record["sha256"] else str(path)
+            found.append({"module": number, "damaged": damaged})
     return found

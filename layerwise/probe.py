@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -29,9 +29,10 @@ from layerwise.inputs import nearest_inputs
 from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe
+from layerwise.records import PROBE, read_record
 from layerwise.seeding import numpy_generator, seeded
 from layerwise.setup import Setup
-from layerwise.storage import FULL, read_json, write_json
+from layerwise.storage import FULL, write_json
 
 HELD_OUT = 0.2  # of the training samples, to choose the learning rate on (appendix A.1)
 BLOCK = 1 << 16  # samples that are judged at once
@@ -174,12 +175,14 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
 
 def probe_record(setup: Setup, part: int | str) -> dict[str, Any] | None:
     """What was measured of a part of the network, or of features by hand, as it is now; None where that was not."""
-    known = read_json(setup.run.probe(part))
+    known = read_record(setup.run.probe(part), PROBE)
     try:
         made_from = _identity(setup, None if isinstance(part, str) else setup.holders[part - 1])
     except NotReady:  # a module below is not frozen
         return None
-    return known if known is not None and known["made_from"] == made_from else None
+    if known is None or known["module"] != part or known["made_from"] != made_from:
+        return None
+    return {**known}
 
 
 def _identity(setup: Setup, holder: int | None) -> dict[str, Any]:
@@ -249,39 +252,33 @@ def _samples(setup: Setup) -> Feed:
 def _classify(setup: Setup, feed: Feed, module: Module) -> dict[str, ProbeResult]:
     """The outcome for each task on what the module makes of the feed."""
     outcomes = {}
-    with _scratch(setup.run.folder) as folder:
-        found = {split: features(feed, module, split, setup.device, folder) for split in SPLITS}
-        for task, classes in setup.facts.classes.items():
-            train, test = (found[split][task] for split in SPLITS)
-            settings = setup.recipe.probe.of(task)
-            outcomes[task] = fit_probe(train, test, classes, settings, setup.recipe.seed, setup.device)
+    found = {split: features(feed, module, split, setup.device, setup.run.folder) for split in SPLITS}
+    for task, classes in setup.facts.classes.items():
+        train, test = (found[split][task] for split in SPLITS)
+        settings = setup.recipe.probe.of(task)
+        outcomes[task] = fit_probe(train, test, classes, settings, setup.recipe.seed, setup.device)
     return outcomes
-
-
-@contextmanager
-def _scratch(folder: Path) -> Iterator[Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="probe-", dir=folder) as scratch:
-        yield Path(scratch)
 
 
 def features(feed: Feed, module: Module, split: str, device: torch.device, folder: Path) -> dict[str, Labelled]:
     """By task, what a module makes of a split.
 
-    The numbers lie in files in `folder`, since the frames of a hundred hours of speech take tens of gigabytes.
+    The numbers lie on the disk that holds `folder`, in files without a name, since the frames of a hundred hours of
+    speech take tens of gigabytes. The system removes such a file with its last user, even one that is killed.
 
     Raises:
         WillNotFit: the disk is full.
     """
     labels: dict[str, list[Tensor]] = {}
-    files: dict[str, BinaryIO] = {}
+    files: dict[str, IO[bytes]] = {}
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         with torch.no_grad():
             for batch in feed.in_order(split):
                 for task, values in batch.labels.items():
                     labels.setdefault(task, []).append(values.flatten())
                     if task not in files:
-                        files[task] = (folder / f"{split}-{len(files)}.float32").open("w+b")
+                        files[task] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
                 for i in range(len(batch)):
                     c = module(batch.inputs_on(device, slice(i, i + 1))).c.float()
                     for task, values in batch.labels.items():
@@ -299,7 +296,7 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
         if error.errno not in FULL:
             raise
         raise WillNotFit(
-            f"could not write the features of the split {split!r} to {folder.parent}: {os.strerror(error.errno)}. Free "
+            f"could not write the features of the split {split!r} to {folder}: {os.strerror(error.errno)}. Free "
             "some disk and run the same command again; what was saved before is whole."
         ) from error
     finally:

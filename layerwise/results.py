@@ -12,17 +12,19 @@ import activation_cache
 from layerwise.cache_report import describe_cache
 from layerwise.errors import DamagedData, NotReady
 from layerwise.frozen import missing_weights, stage_record
+from layerwise.metrics import METRICS, Metrics, missing_epochs, read_metrics
 from layerwise.module_cache import cache_key, cached
 from layerwise.probe import probe_record
-from layerwise.run import Run, read_lines
+from layerwise.records import CHECKPOINT, PROBE, RUN, STAGE, read_record
+from layerwise.run import Run
 from layerwise.setup import Setup
-from layerwise.storage import read_json
 
 
 def collect(setup: Setup) -> dict[str, Any]:
     """Everything that the report shows.
 
-    `stages`: a record a module, with its `curve` (a line an epoch: losses in nats). `trainings`: what each training
+    `stages`: a record a module, with its `curve` (a line an epoch: losses in nats) and the `lost_epochs` that it
+    lacks because their lines are damaged. `trainings`: what each training
     cost, be it of one module or of several. `probes`: by module; `fixed_features`: those of features by hand.
     `caches`: bytes and layout. `recipe`: every setting.
     """
@@ -33,7 +35,8 @@ def collect(setup: Setup) -> dict[str, Any]:
         if record is None:
             continue
         told = {name: value for name, value in record.items() if name != "made_from"}
-        stages.append({"module": number, **told, "curve": curve(run, record, number)})
+        lost = missing_epochs(_metrics(run, record).epochs, record["epochs"])
+        stages.append({"module": number, **told, "curve": curve(run, record, number), "lost_epochs": lost})
     caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
     parts = range(1, len(setup.holders) + 1)
     probes = [found for part in parts if (found := probe_record(setup, part)) is not None]
@@ -48,7 +51,7 @@ def collect(setup: Setup) -> dict[str, Any]:
             "sample_shape": list(setup.facts.sample_shape),
         },
         "machine": _machine(setup),
-        "command": read_json(run.folder / "run.json") or {"recipe": setup.recipe.name, "set": []},
+        "command": read_record(run.folder / "run.json", RUN) or {"recipe": setup.recipe.name, "set": []},
         "modules": setup.module_facts,
         "stages": stages,
         "trainings": trainings(stages),
@@ -60,8 +63,7 @@ def collect(setup: Setup) -> dict[str, Any]:
 
 def curve(run: Run, record: Mapping[str, Any], number: int) -> list[dict[str, Any]]:
     """Epoch, step, and the losses of a module (nats), a line an epoch, from the log of the training it was part of."""
-    together = record["trained_with"]
-    position = together.index(number)
+    position = record["trained_with"].index(number)
     return [
         {
             "epoch": line["epoch"],
@@ -69,8 +71,13 @@ def curve(run: Run, record: Mapping[str, Any], number: int) -> list[dict[str, An
             "loss": line["loss"][position],
             "validation_loss": line["validation_loss"][position],
         }
-        for line in read_lines(run.training(together) / "metrics.jsonl")
+        for line in _metrics(run, record).epochs
     ]
+
+
+def _metrics(run: Run, record: Mapping[str, Any]) -> Metrics:
+    together = record["trained_with"]
+    return read_metrics(run.training(together) / METRICS, len(together))
 
 
 def trainings(stages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -121,8 +128,8 @@ def status(setup: Setup) -> dict[str, Any]:
 def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
     folder = setup.run.stage(number)
     try:
-        read_json(folder / "stage.json")
-        checkpoint = read_json(setup.run.training(setup.group(number)) / "checkpoint.json")
+        read_record(folder / "stage.json", STAGE)
+        checkpoint = read_record(setup.run.training(setup.group(number)) / "checkpoint.json", CHECKPOINT)
     except DamagedData as error:
         return {"state": "damaged", "reason": str(error)}
     try:
@@ -158,7 +165,7 @@ def _cache_state(setup: Setup, number: int) -> dict[str, Any]:
 
 def _probe_state(setup: Setup, part: int) -> dict[str, Any] | None:
     try:
-        read_json(setup.run.probe(part))
+        read_record(setup.run.probe(part), PROBE)
     except DamagedData as error:
         return {"state": "damaged", "reason": str(error)}
     try:

@@ -7,9 +7,9 @@ the rest. The splits that are judged on (validation, probe, test) are always sto
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -31,10 +31,14 @@ from layerwise.feeds import (
     batch_of,
     require_full_batch,
 )
+from layerwise.records import WINDOW, read_record
+from layerwise.run_files import subfolders
 from layerwise.setup import Setup
-from layerwise.storage import read_json, write_json
+from layerwise.storage import remove_file, write_json
 
 Fill: TypeAlias = Callable[[CacheWriter, npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
+SLOT = re.compile(r"slot-\d{6,12}")
+"""The folder of a slot."""
 SLOTS = 4  # a fifth of the budget is for the one that is being filled
 
 
@@ -63,21 +67,29 @@ def read_rolling(setup: Setup, number: int) -> Rolling | None:
     """How the window on the outputs of module `number` rolls; None where there is none, or where it was settled for
     another budget or, in spite of room for all, for a recipe that asked for it.
     """
-    known, cache = read_json(window_note(setup, number)), setup.recipe.cache
-    if known is None or (known.pop("budget"), known.pop("renew", False)) != (cache.budget, cache.renew):
+    known, cache = read_record(window_note(setup, number), WINDOW), setup.recipe.cache
+    if known is None or (known["budget"], known.get("renew", False)) != (cache.budget, cache.renew):
         return None
-    return Rolling(**known, epochs=cache.window_epochs)
+    return Rolling(known["slots"], known["slot_samples"], cache.window_epochs)
 
 
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
     """Note how a cache rolls, or that it does not, before it is written: then no window is left beside it."""
     if rolling is None:
-        window_note(setup, number).unlink(missing_ok=True)
-        shutil.rmtree(setup.run.window(number), ignore_errors=True)
+        remove_file(window_note(setup, number))
+        remove_window(setup.run.window(number))
     else:
         sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
         settled_for = {"budget": setup.recipe.cache.budget, "renew": setup.recipe.cache.renew}
         write_json(window_note(setup, number), {**settled_for, **sizes})
+
+
+def remove_window(folder: Path) -> None:
+    """Remove the slots of a rolling window; what else lies in its folder stays."""
+    for slot in subfolders(folder, SLOT):
+        activation_cache.remove(slot)
+    with suppress(OSError):  # not there, or not empty
+        folder.rmdir()
 
 
 def window_note(setup: Setup, number: int) -> Path:

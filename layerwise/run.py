@@ -6,28 +6,26 @@ RUN/
   lock                        held while a command writes
   stages/1/module.safetensors the frozen module
   stages/1/stage.json         written last: what it was made from, its hash, how the training went
-  stages/1/metrics.jsonl      a line an epoch
+  stages/1/metrics.jsonl      a sealed line an epoch
   stages/1/checkpoint.json, checkpoint-STEP.safetensors     while it trains
   caches/1/                   module 1's outputs, a Zarr v3 group
   probes/1.json               linear classifiers on module 1's representation
-  report/                     report.html and its pictures
+  report/                     report.html, its pictures, and manifest.json with their hashes
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from layerwise.errors import NotReady, RunLocked, UsageError, WillNotFit
+from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.recipe import Recipe
-from layerwise.storage import read_json, write_file, write_json
+from layerwise.records import LAST, RECIPE, RUN, read_record
+from layerwise.run_files import lock, require_usable, sweep
+from layerwise.storage import JSON_BYTES, read_file, write_file, write_json
 
 RUNS = Path("runs")
 
@@ -71,8 +69,8 @@ class Run:
     @property
     def data_dir(self) -> Path | None:
         """Where the dataset lay when this run was last used."""
-        known = (read_json(self.folder / "run.json") or {}).get("data_dir")
-        return None if known is None else Path(known)
+        known = read_record(self.folder / "run.json", RUN)
+        return None if known is None or known["data_dir"] is None else Path(known["data_dir"])
 
     def follow(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> None:
         """Note which recipe this run follows from now on, where it came from, each of its fields, and the dataset's
@@ -85,8 +83,8 @@ class Run:
     @contextmanager
     def following(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> Iterator[None]:
         """Follow this recipe from now on, unless the block refuses it: then the run follows the one it did before."""
-        before = {name: self.folder / name for name in ("run.json", "recipe.json")}
-        kept = {path: path.read_bytes() for path in before.values() if path.exists()}
+        paths = [self.folder / name for name in ("run.json", "recipe.json")]
+        kept = {path: content for path in paths if (content := read_file(path, JSON_BYTES)) is not None}
         last = {override.partition("=")[0].strip(): override for override in overrides}
         self.follow(source, list(last.values()), data_dir)
         try:
@@ -102,28 +100,14 @@ class Run:
 
         Raises:
             RunLocked: another process holds it; the message says which and for what.
+            UsageError: the folder is no run, and holds something that a run would write over.
+            DamagedData: a link or something else lies in the place of a file or folder of the run.
         """
+        require_usable(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read().strip() or "another process"
-                raise RunLocked(
-                    f"{self.folder} is in use by {holder}. Wait for it, or choose another --run-dir."
-                ) from None
-            for left in (*self.folder.glob(".*.tmp"), *self.folder.glob("stages/*/.*.tmp")):
-                left.unlink()  # by a process that was killed while it wrote
-            for scratch in self.folder.glob("probe-*"):
-                shutil.rmtree(scratch)
-            file.truncate(0)
-            file.write(f"process {os.getpid()} ({purpose})")
-            file.flush()
-            try:
-                yield
-            finally:
-                file.truncate(0)
+        with lock(self.folder, purpose):
+            sweep(self.folder)
+            yield
 
 
 def run_name(recipe: Recipe) -> str:
@@ -137,13 +121,14 @@ def open_run(folder: Path, recipe: Recipe) -> Run:
     """The run at `folder`, which need not exist yet.
 
     Raises:
-        UsageError: the folder holds a run of another recipe.
+        UsageError: the folder holds a run of another recipe, or is no run and holds something that a run would write
+            over.
     """
-    known = read_json(folder / "recipe.json")
-    if known is not None and known.get("name") != recipe.name:
+    require_usable(folder)
+    known = read_record(folder / "recipe.json", RECIPE)
+    if known is not None and known["name"] != recipe.name:
         raise UsageError(
-            f"{folder} holds a run of the recipe {known.get('name')!r}, not of {recipe.name!r}: choose "
-            "another --run-dir"
+            f"{folder} holds a run of the recipe {known['name']!r}, not of {recipe.name!r}: choose another --run-dir"
         )
     return Run(folder, recipe)
 
@@ -153,11 +138,13 @@ def run_source(folder: Path) -> tuple[str, list[str]]:
 
     Raises:
         NotReady: there is no run.
+        UsageError: the folder is no run, and holds something that a run would write over.
     """
-    known = read_json(folder / "run.json")
+    require_usable(folder)
+    known = read_record(folder / "run.json", RUN)
     if known is None:
         raise NotReady(f"{folder} is not a run. Name a recipe, for example: layerwise run --recipe digits")
-    return str(known["recipe"]), [str(override) for override in known["set"]]
+    return known["recipe"], known["set"]
 
 
 def remember_last(folder: Path) -> None:
@@ -171,33 +158,10 @@ def last_run() -> Path:
     Raises:
         NotReady: there was none.
     """
-    known = read_json(RUNS / ".last.json")
+    known = read_record(RUNS / ".last.json", LAST)
     if known is None:
         raise NotReady(
             f"no run was used yet in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits"
         )
     folder = Path(known["run"])
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """JSON lines; a last line that was cut short is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1] if line]
-
-
-def append_line(path: Path, record: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def keep_lines(path: Path, count: int) -> None:
-    """Drop all but the first `count` lines: those behind them are about to be written again."""
-    lines = read_lines(path)
-    if len(lines) > count or (path.exists() and not path.read_bytes().endswith(b"\n")):
-        write_file(path, "".join(json.dumps(line) + "\n" for line in lines[:count]).encode())

@@ -21,6 +21,7 @@ from layerwise.probe import probe_fixed, probe_module
 from layerwise.seeding import derive_seed, same_bits_in_every_run
 from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
+from layerwise.storage import remove_file
 from layerwise.units import size
 
 
@@ -75,7 +76,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     if fresh:  # only now that nothing stands in the way of training anew
         drop_checkpoint(folder)
         for number in numbers:
-            (setup.run.stage(number) / "stage.json").unlink(missing_ok=True)
+            remove_file(setup.run.stage(number) / "stage.json")
     steps = feed.samples // recipe.training.batch_size
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")

@@ -7,20 +7,20 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from layerwise.data.dataset import Splits
-from layerwise.errors import NotReady, UsageError
+from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.nets.checkpointing import checkpoint_blocks
 from layerwise.nets.module import Module, output_shapes
 from layerwise.progress import Progress, Silent
 from layerwise.recipe import Recipe, Shape
+from layerwise.records import DATASET, DatasetRecord, read_record
 from layerwise.run import Run
 from layerwise.seeding import derive_seed, seeded
 from layerwise.step import Arithmetic, Learner
-from layerwise.storage import read_json, write_json
+from layerwise.storage import remove_file, write_json
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Setup:
     """Around work that asks `should_stop` itself, and that nothing else should stop."""
     writes: bool = True
     """Whether the run is held; looking at one must not change it."""
-    _opened: dict[str, Any] = field(default_factory=dict, init=False)
+    _opened: DatasetRecord | None = field(default=None, init=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -69,10 +69,9 @@ class Setup:
             self.progress.note(note)
         named = splits.named()
         manifest = {name: split.manifest() for name, split in named.items()}
-        self._require_same_dataset(manifest)
-        facts = {
+        facts: DatasetRecord = {
             "dataset": self.recipe.dataset.identity(),
-            "sample_shape": list(splits.train.sample_shape),
+            "sample_shape": [size for size in splits.train.sample_shape if size is not None],  # all: it is for training
             "sizes": {name: len(split) for name, split in named.items()},
             "classes": splits.classes,
             "manifest": manifest,
@@ -81,14 +80,26 @@ class Setup:
                 name: round(split.lengths.mean()) for name, split in named.items() if split.lengths is not None
             },
         }
+        self._require_same_dataset(facts)
         self._opened = facts
         if self.writes:
             write_json(self._note, facts)
         return splits
 
-    def _require_same_dataset(self, manifest: dict[str, str]) -> None:
-        known = read_json(self._note)
-        if known is None or known["dataset"] != self.recipe.dataset.identity() or known["manifest"] == manifest:
+    def _require_same_dataset(self, found: DatasetRecord) -> None:
+        known, manifest = read_record(self._note, DATASET), found["manifest"]
+        if known is None or known["dataset"] != found["dataset"]:
+            return
+        if known["manifest"] == manifest:
+            if (known["sample_shape"], known["sizes"], known["classes"]) != (
+                found["sample_shape"],
+                found["sizes"],
+                found["classes"],
+            ):
+                raise DamagedData(
+                    f"{self._note} is damaged: its shape of a sample, numbers of samples or numbers of classes are not "
+                    "those of the dataset, though it names the same samples. Delete it to have it written again."
+                )
             return
         changed = sorted(name for name in manifest if known["manifest"].get(name) != manifest[name])
         raise NotReady(
@@ -98,7 +109,7 @@ class Setup:
 
     def forget_dataset(self) -> None:
         """Begin again, with whatever the dataset holds now."""
-        self._note.unlink(missing_ok=True)
+        remove_file(self._note)
         for name in ("splits", "facts", "module_facts"):
             self.__dict__.pop(name, None)
 
@@ -109,12 +120,19 @@ class Setup:
     @cached_property
     def facts(self) -> DatasetFacts:
         """From the run's note where there is one for this recipe, so that a cached stage runs without the dataset."""
-        known = read_json(self._note)
+        known = read_record(self._note, DATASET)
         if known is None or known["dataset"] != self.recipe.dataset.identity():
             _ = self.splits
             known = self._opened
-        fields = {name: value for name, value in known.items() if name != "dataset"}
-        return DatasetFacts(**{**fields, "sample_shape": tuple(known["sample_shape"])})
+        assert known is not None
+        return DatasetFacts(
+            tuple(known["sample_shape"]),
+            known["sizes"],
+            known["classes"],
+            known["manifest"],
+            known["notes"],
+            known.get("lengths", {}),
+        )
 
     def untrained(self) -> list[Module]:
         """All modules as the seed makes them, on the CPU: only those that work belong on the device."""

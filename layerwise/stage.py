@@ -18,10 +18,10 @@ import torch
 from layerwise.checkpoint import load_checkpoint, save_checkpoint
 from layerwise.errors import StoppedEarly
 from layerwise.feeds import Feed
+from layerwise.metrics import METRICS, append_metrics, keep_metrics
 from layerwise.objectives.objective import Context
 from layerwise.progress import Progress
 from layerwise.recipe import Training
-from layerwise.run import append_line, keep_lines
 from layerwise.seeding import torch_generator
 from layerwise.step import Arithmetic, Learner, require_finite, train_step
 
@@ -77,7 +77,9 @@ def train(
     first_step = place.step
     if first_step:
         progress.advance(first_step, 0, RESUMED)
-    keep_lines(folder / "metrics.jsonl", place.epoch)
+    if lost := keep_metrics(folder / METRICS, place.epoch, len(learners)):
+        epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
+        progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
     while not place.converged(training):
         began = time.perf_counter()
         for batch in feed.shuffled(place.epoch, start=place.batch):
@@ -115,7 +117,7 @@ def train(
             "validation_loss": validation,
             "seconds": round(place.seconds, 3),
         }
-        append_line(folder / "metrics.jsonl", record)
+        append_metrics(folder / METRICS, record)
         save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
         progress.epoch([learner.number for learner in learners], record)
     load_checkpoint(folder, learners, made_from, best=training.keep == "best")

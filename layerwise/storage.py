@@ -1,7 +1,8 @@
-"""Files that are either whole or absent, and tensors that are what their hash says.
+"""Files that are either whole or absent, and JSON objects that are what their seal says.
 
 A file is written beside its place, flushed to the disk, and renamed over it; the directory is flushed too. So a
-reader never meets half a file, and a power cut never leaves one.
+reader never meets half a file, and a power cut never leaves one. No link is followed, and only regular files are
+opened, since somebody else may have put others there.
 """
 
 from __future__ import annotations
@@ -9,21 +10,75 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Mapping
+import re
+import secrets
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
-from torch import Tensor
-
+from activation_cache.files import NotARegularFile, open_regular, read_regular
 from layerwise.errors import DamagedData, WillNotFit
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk says, or a limit, that can take no more."""
+
+MISPLACED = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EIO)
+"""What the system says where something else lies in a file's place, or where the disk cannot read it."""
+
+JSON_BYTES = 16 << 20
+"""The most that is read of a file of JSON in a run, bytes."""
+
+JSON_DEPTH = 50
+"""The most levels of objects and lists in it."""
+
+
+def read_file(path: Path, limit: int | None = None) -> bytes | None:
+    """The content of a regular file of at most `limit` bytes, or None where there is no file.
+
+    Raises:
+        DamagedData: something else lies there: a link, a folder, a pipe, or a larger file.
+    """
+    try:
+        return read_regular(path, limit)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        if error.errno == errno.EFBIG:
+            raise DamagedData(f"{path} is damaged: {error.strerror}. Delete it to do that part again.") from error
+        raise_misplaced(path, error)
+
+
+def file_sha256(path: Path) -> str | None:
+    """sha256 of a regular file of any size, or None where there is no file.
+
+    Raises:
+        DamagedData: something else lies there.
+    """
+    try:
+        with open(open_regular(path, os.O_RDONLY), "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise_misplaced(path, error)
+
+
+def raise_misplaced(path: Path, error: OSError) -> NoReturn:
+    """
+    Raises:
+        DamagedData: something else lies where the file or folder `path` belongs; the message says what.
+        OSError: the error itself, where it is another.
+    """
+    if not isinstance(error, NotARegularFile) and error.errno not in MISPLACED:
+        raise error
+    reason = error.strerror if isinstance(error, NotARegularFile) else os.strerror(error.errno or 0)
+    raise DamagedData(
+        f"{path} is damaged: layerwise keeps a file of its own there, and what is there cannot be used ({reason}). "
+        "Move it away to do that part again."
+    ) from error
 
 
 def write_file(path: Path, content: bytes) -> None:
@@ -31,28 +86,50 @@ def write_file(path: Path, content: bytes) -> None:
 
     Raises:
         WillNotFit: the disk is full; the message names the path and the bytes.
+        DamagedData: a folder lies in the file's place, or a file in its folder's.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(open_regular(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         flush_directory(path.parent)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         if error.errno in FULL:
             raise WillNotFit(
                 f"could not write {path} ({len(content):,} bytes): {os.strerror(error.errno)}. Free some "
                 "disk and run the same command again; what was saved before is whole."
             ) from error
-        raise
+        raise_misplaced(path, error)
+
+
+def temporary_of(name: str) -> str | None:
+    """The name of the file that a temporary file of `write_file` was to become; None for any other file."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", name)
+    return None if found is None else found[1]
+
+
+def remove_file(path: Path) -> None:
+    """Remove a file, if it is there; of a link, the link alone.
+
+    Raises:
+        DamagedData: a folder lies in its place.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        if path.is_dir():  # the system's own answer differs: EISDIR, EPERM
+            raise DamagedData(f"{path} is a folder, in the place of a file of layerwise: move it away.") from error
+        raise_misplaced(path, error)
 
 
 def flush_directory(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
@@ -64,24 +141,37 @@ SEAL = "seal"
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """A JSON object with its own sha256 beside its fields, so that an altered one is never believed."""
+    write_file(path, sealed_json(content))
+
+
+def sealed_json(content: Mapping[str, Any]) -> bytes:
+    """What `write_json` writes."""
     sealed = {**content, SEAL: _seal(content)}
-    write_file(path, (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode())
+    return (json.dumps(sealed, indent=2, allow_nan=False) + "\n").encode()
 
 
 def _seal(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path, limit: int = JSON_BYTES) -> dict[str, Any] | None:
     """The object that `write_json` left in the file, or None where there is no file.
 
     Raises:
         DamagedData: the file is not what was written.
     """
+    raw = read_file(path, limit)
+    return None if raw is None else unseal_json(path, raw)
+
+
+def unseal_json(path: Path, raw: bytes) -> dict[str, Any]:
+    """The object whose sealed form is `raw`, the content of the file `path`.
+
+    Raises:
+        DamagedData: `raw` is not what was written.
+    """
     try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
+        content = parse_json(raw)
     except ValueError as error:
         raise DamagedData(
             f"{path} is damaged: it should hold a JSON object ({error}). Delete it to do that part again."
@@ -98,42 +188,30 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return content
 
 
-def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
-    """Write a safetensors file and return its sha256."""
-    content = save_safetensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-    write_file(path, content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def load_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
-    """The tensors of a file, on the CPU.
+def parse_json(raw: bytes) -> Any:
+    """The value of a JSON text whose numbers are all finite.
 
     Raises:
-        DamagedData: the file is missing or its bytes are not those that were written.
+        ValueError: it is none, or is nested too deeply.
     """
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise DamagedData(
-            f"{path} is missing, though its record says it was written. Delete the record beside it to do "
-            "that part again."
-        ) from None
-    found = hashlib.sha256(content).hexdigest()
-    if found != sha256:
-        raise DamagedData(
-            f"{path} is damaged: its sha256 is {found[:12]}…, and {sha256[:12]}… was written. Restore it, "
-            "or delete its folder to do that part again."
-        )
-    try:
-        return load_safetensors(content)
-    except SafetensorError as error:
-        raise DamagedData(f"{path} is not a safetensors file ({error}).") from error
+        value = json.loads(raw, parse_float=_finite, parse_constant=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(JSON_DEPTH):
+        level = [inner for outer in level for inner in _members(outer)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
 
 
-def weights_digest(module: torch.nn.Module) -> str:
-    """sha256 over the names, types, shapes and bytes of a module's weights."""
-    digest = hashlib.sha256()
-    for name, tensor in module.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
+    return value

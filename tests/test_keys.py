@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, get_args
 
 import pytest
@@ -26,7 +27,8 @@ from layerwise.recipe import Recipe, Settings
 from layerwise.recipe_loader import apply_overrides, built_in, load_recipe, resolve_recipe
 from layerwise.rolling import Rolling, settle_rolling
 from layerwise.setup import Setup
-from layerwise.storage import weights_digest, write_json
+from layerwise.storage import write_json
+from layerwise.tensors import weights_digest
 from tests.conftest import TINY
 
 NUMBERS = (1, 2, 3)
@@ -55,8 +57,10 @@ def trained(make_setup) -> Callable[..., Setup]:
         facts = {"sample_shape": [1, 64, 64], "sizes": sizes, "classes": {}, "manifest": dict(manifest), "notes": []}
         write_json(setup.run.folder / "dataset.json", {"dataset": recipe.dataset.identity(), **facts})
         for number in NUMBERS:
-            digest = (weights or {}).get(number, f"weights {number}")
-            write_json(setup.run.stage(number) / "stage.json", {"weights": digest})
+            digest = sha256((weights or {}).get(number, f"weights {number}").encode()).hexdigest()
+            went = {"epochs": 1, "best_epoch": 1, "seconds": 1.0, "steps": 1, "peak": {}, "trained_with": [number]}
+            record = {"made_from": {}, "sha256": digest, "weights": digest, **went}
+            write_json(setup.run.stage(number) / "stage.json", record)
         # Only their number counts here, and a field may have been given a value that no module can be built with.
         setup.__dict__["module_facts"] = [{} for _ in NUMBERS]
         return setup

@@ -27,7 +27,7 @@ from layerwise.run import run_name
 from layerwise.schedule import run_stage
 from layerwise.setup import Setup
 from layerwise.step import train_step
-from layerwise.storage import weights_digest
+from layerwise.tensors import weights_digest
 from tests.conftest import TINY
 
 

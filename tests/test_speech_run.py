@@ -22,7 +22,7 @@ from layerwise.nets.speech import GRUContext, SpeechEncoder
 from layerwise.objectives.frame_infonce import FrameInfoNCE
 from layerwise.objectives.objective import Context
 from layerwise.plan import make_plan
-from layerwise.probe import Labelled, _scratch, features, fit_probe, probe_fixed, probe_module
+from layerwise.probe import Labelled, features, fit_probe, probe_fixed, probe_module
 from layerwise.recipe import CacheSettings, Optimiser, Probe, Recipe, SpeechProbes, Training
 from layerwise.recipe_loader import apply_overrides
 from layerwise.run import open_run
@@ -226,26 +226,25 @@ def test_a_probe_ignores_what_has_no_label(make, tmp_path):
     split = setup.splits.probe
     split.phones = {name: labels for name, labels in split.phones.items() if name != split.ids[0]}
     module = setup.untrained()[0].eval()
-    with _scratch(tmp_path) as folder:
-        found = features(nearest_inputs(setup, 1, ()), module, "probe", setup.device, folder)
-        assert len(found["speaker"]) == len(split)
-        assert len(found["phone"]) == sum(recording.labels for recording in split.recordings[1:])
-        assert (found["phone"].labels != UNKNOWN).all()
-        assert found["phone"].features.shape[1] == 8
+    found = features(nearest_inputs(setup, 1, ()), module, "probe", setup.device, tmp_path / "new")
+    assert len(found["speaker"]) == len(split)
+    assert len(found["phone"]) == sum(recording.labels for recording in split.recordings[1:])
+    assert (found["phone"].labels != UNKNOWN).all()
+    assert found["phone"].features.shape[1] == 8
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_a_probe_that_fills_the_disk_says_so(make, tmp_path):
     setup = make()
     feed, module = nearest_inputs(setup, 1, ()), setup.untrained()[0].eval()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    with _scratch(tmp_path) as folder:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
-        try:
-            with pytest.raises(WillNotFit, match=f"features of the split 'probe' to {tmp_path}: File too large"):
-                features(feed, module, "probe", setup.device, folder)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    assert not list(tmp_path.glob("probe-*"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(WillNotFit, match=f"features of the split 'probe' to {tmp_path / 'new'}: File too large"):
+            features(feed, module, "probe", setup.device, tmp_path / "new")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_standardising_makes_small_features_as_good_as_large_ones():

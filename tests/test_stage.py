@@ -18,10 +18,10 @@ from layerwise.data.digits import Digits
 from layerwise.data.images import ArrayImages
 from layerwise.errors import DamagedData, Diverged, NotReady, StoppedEarly, WillNotFit
 from layerwise.frozen import load_frozen, stage_record
+from layerwise.metrics import read_metrics
 from layerwise.objectives.infonce import PatchInfoNCELoss
 from layerwise.progress import Silent
 from layerwise.recipe_loader import apply_overrides
-from layerwise.run import read_lines
 from layerwise.schedule import run_all, run_stage, run_together
 from layerwise.stage import RESUMED
 from tests.conftest import TINY
@@ -69,7 +69,7 @@ def test_training_lowers_the_loss_of_each_module(make_setup):
         run_stage(setup, number)
         if number < 3:
             write_cache(setup, number)
-        losses = [line["loss"][0] for line in read_lines(setup.run.stage(number) / "metrics.jsonl")]
+        losses = [line["loss"][0] for line in read_metrics(setup.run.stage(number) / "metrics.jsonl", 1).epochs]
         assert losses[-1] < losses[0]
 
 
@@ -117,7 +117,10 @@ def test_stopped_and_resumed_ends_in_the_same_bits(make_setup, step, schedule):
     assert [weights(resumed, number) for number in trained] == [weights(whole, number) for number in trained]
 
     def curve(setup):
-        return [{**line, "seconds": 0} for line in read_lines(setup.run.training(trained) / "metrics.jsonl")]
+        return [
+            {**line, "seconds": 0}
+            for line in read_metrics(setup.run.training(trained) / "metrics.jsonl", len(trained)).epochs
+        ]
 
     assert curve(resumed) == curve(whole)
 

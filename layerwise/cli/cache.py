@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import click
 
 from layerwise.cli.command import Command
@@ -31,6 +29,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         from layerwise.caching import repair_cache, write_cache
         from layerwise.module_cache import cache_errors, cached
         from layerwise.render.tables import cache_table, prune_table, repair_table
+        from layerwise.rolling import remove_window
 
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)
@@ -42,7 +41,8 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
                 with cache_errors(setup, module):
                     activation_cache.remove(setup.run.cache(module))
             for module in windows if agreed else ():
-                shutil.rmtree(setup.run.window(module))
+                with cache_errors(setup, module):
+                    remove_window(setup.run.window(module))
             outcome = {
                 "stale": stale,
                 "removed": list(stale) if agreed else [],

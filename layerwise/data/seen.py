@@ -23,6 +23,9 @@ from layerwise.progress import Progress
 from layerwise.storage import read_json, write_json
 
 READERS = 4
+SEEN_BYTES = 1 << 30
+"""The most that is read of what is known of a folder of data."""
+
 Facts = dict[str, Any]
 """What is known of a file, as JSON: its `sha256`, and what its kind has besides."""
 
@@ -99,7 +102,7 @@ def _place(files: Sequence[Path], kind: str) -> Path:
 
 def _recall(place: Path) -> dict[str, Any]:
     try:
-        return dict((read_json(place) or {"files": {}})["files"])
+        return dict((read_json(place, SEEN_BYTES) or {"files": {}})["files"])
     except (DamagedData, OSError):
         return {}
 
