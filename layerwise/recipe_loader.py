@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib.util
 import json
+import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -21,6 +24,7 @@ from pydantic import ValidationError
 
 from layerwise.errors import RecipeError
 from layerwise.recipe import Recipe, Settings
+from layerwise.sources import local_files
 
 
 def recipes_folder() -> Path:
@@ -48,8 +52,9 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return apply_overrides(_execute(_find(source)), overrides)
 
 
-def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe as it is trained: loaded, overridden, shrunk by its scale and changed by its method.
+def resolve_recipe(source: str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe as it is trained: loaded (or as its file gives it), overridden, shrunk by its scale and changed by its
+    method.
 
     An override names a field of the recipe, or else one that the method brings (`objective.task`,
     `network.context.layers`).
@@ -63,7 +68,7 @@ def resolve_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     return apply_overrides(recipe, later)
 
 
-def heeded(source: str, overrides: Sequence[str]) -> list[str]:
+def heeded(source: str | Recipe, overrides: Sequence[str]) -> list[str]:
     """Those of the overrides that name no field that the method replaces: for overrides that several methods share.
 
     Raises:
@@ -99,14 +104,14 @@ def require_heeded(recipe: Recipe) -> None:
         )
 
 
-def _by_method(source: str, overrides: Sequence[str]) -> tuple[Recipe, list[str], dict[str, str]]:
+def _by_method(source: str | Recipe, overrides: Sequence[str]) -> tuple[Recipe, list[str], dict[str, str]]:
     """The recipe as its method leaves it, the overrides that are still to be applied to what the method brought, and
     those that reach nothing, each with the reason.
     """
     from layerwise.methods import with_method
     from layerwise.scale import with_scale
 
-    asked = load_recipe(source)
+    asked = load_recipe(source) if isinstance(source, str) else source
     paths = {override: override.partition("=")[0].strip().split(".") for override in overrides}
     first = [override for override in overrides if _has_field(asked, paths[override])]
     asked = apply_overrides(asked, first)
@@ -177,14 +182,16 @@ def _find(source: str) -> Path:
 
 
 def _execute(path: Path) -> Recipe:
-    name = f"layerwise_recipe_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"
+    place = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]  # two recipes may have one name
+    name = f"layerwise_recipe_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # before it runs: its own classes look themselves up there
+    _import_helpers_anew(path)
     try:
-        spec.loader.exec_module(module)
+        with _no_bytecode():  # which may be that of an edit a moment ago
+            exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     except ValidationError as error:
         raise RecipeError(f"{str(path)!r}: {explain(error)}") from error
     except RecipeError:
@@ -197,6 +204,38 @@ def _execute(path: Path) -> Recipe:
         found = "no recipe" if recipe is None else f"a recipe of type {type(recipe).__name__}"
         raise RecipeError(f"{str(path)!r} must define `recipe = Recipe(…)`; it defines {found}")
     return recipe
+
+
+_HELPERS: set[str] = set()
+"""Names of the modules that were imported from beside recipes."""
+_BESIDE: list[str] = []
+"""The folder of the latest recipe of the user's, where that was added to the places that Python imports from."""
+
+
+def _import_helpers_anew(path: Path) -> None:
+    """Let a recipe import modules that lie beside it, each as its file is now, and not one of the same name from
+    beside another recipe.
+    """
+    for name in _HELPERS:
+        sys.modules.pop(name, None)
+    for folder in _BESIDE:
+        sys.path.remove(folder)
+    _BESIDE.clear()
+    folder = str(path.parent)
+    if path.parent != recipes_folder() and folder not in sys.path:
+        sys.path.append(folder)  # last: what is installed goes first
+        _BESIDE.append(folder)
+    _HELPERS.update(name for name in local_files(path) if name and name not in sys.modules)
+
+
+@contextmanager
+def _no_bytecode() -> Iterator[None]:
+    before = sys.dont_write_bytecode
+    sys.dont_write_bytecode = True
+    try:
+        yield
+    finally:
+        sys.dont_write_bytecode = before
 
 
 def apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:

@@ -27,7 +27,7 @@ from layerwise.patches import exciting_patches, require_patches
 from layerwise.probe import probe_fixed, probe_module
 from layerwise.progress import Progress
 from layerwise.recipe import Recipe
-from layerwise.recipe_loader import heeded, resolve_recipe
+from layerwise.recipe_loader import heeded, load_recipe, resolve_recipe
 from layerwise.results import curve
 from layerwise.run import open_run
 from layerwise.schedule import train_all
@@ -55,9 +55,14 @@ class Ground:
     """Runs that `fresh` has trained again: several cells share one."""
 
     @cached_property
+    def as_written(self) -> Recipe:
+        """As its file gives it."""
+        return load_recipe(self.source)
+
+    @cached_property
     def recipe(self) -> Recipe:
         """As its file and the overrides give it."""
-        return resolve_recipe(self.source, self.overrides)
+        return resolve_recipe(self.as_written, self.overrides)
 
     def all_seeds(self) -> range:
         first = self.recipe.seed
@@ -71,7 +76,7 @@ class Ground:
     def overrides_for(self, training: Training, seed: int) -> list[str]:
         """Those of the reproduction that the training heeds, and its own."""
         own = (f"method={training.method}", f"schedule={training.schedule}", f"seed={seed}", *training.changes)
-        return heeded(self.source, (*self.overrides, *own))  # one --set for all rows, whatever their method
+        return heeded(self.as_written, (*self.overrides, *own))  # one --set for all rows, whatever their method
 
     @contextmanager
     def trained(self, training: Training, seed: int, task: str | None = None) -> Iterator[Setup]:
@@ -84,7 +89,7 @@ class Ground:
             UsageError: it has none; nothing was trained.
         """
         overrides = self.overrides_for(training, seed)
-        recipe = resolve_recipe(self.source, overrides)
+        recipe = resolve_recipe(self.as_written, overrides)
         folder = self.root / f"{training.key}-seed{seed}"
         run = open_run(folder, recipe)
         stopping = self.stopping
@@ -92,7 +97,7 @@ class Ground:
             run, self.device, self.data_dir, self.download, self.progress, stopping, at_steps=stopping.at_steps
         )
         with run.locked("reproduce"):
-            run.follow(self.source, overrides, self.data_dir)
+            run.follow(self.source, overrides, self.data_dir, self.as_written)
             if task is not None:
                 choose_task(setup, task)
             for _ in train_all(setup, fresh=self.fresh and folder not in self._anew):
@@ -109,7 +114,7 @@ def table(ground: Ground, paper: PaperTable) -> dict[str, Any]:
     """
     _require_tasks(ground, paper)
     for cell in (cell for row in paper.rows for cell in row.cells.values()):  # before the first is trained
-        resolve_recipe(ground.source, ground.overrides_for(cell.training, ground.recipe.seed))
+        resolve_recipe(ground.as_written, ground.overrides_for(cell.training, ground.recipe.seed))
     rows, sources = [], []
     for number, row in enumerate(paper.rows, 1):
         ground.progress.note(f"row {number} of {len(paper.rows)}: {row.title}")

@@ -2,7 +2,7 @@
 
 RUN/
   run.json                    recipe (name or path), overrides and the dataset's place: enough to go on
-  recipe.json                 the resolved recipe, every field
+  recipe.json                 the recipe as it is trained, every field, and as its file gives it
   lock                        held while a command writes
   stages/1/module.safetensors the frozen module
   stages/1/stage.json         written last: what it was made from, its hash, how the training went
@@ -23,6 +23,7 @@ from pathlib import Path
 
 from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.recipe import Recipe
+from layerwise.recipe_json import AS_WRITTEN, describe
 from layerwise.records import LAST, RECIPE, RUN, read_record
 from layerwise.run_files import lock, require_usable, sweep
 from layerwise.storage import JSON_BYTES, read_file, write_file, write_json
@@ -72,21 +73,23 @@ class Run:
         known = read_record(self.folder / "run.json", RUN)
         return None if known is None or known["data_dir"] is None else Path(known["data_dir"])
 
-    def follow(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> None:
-        """Note which recipe this run follows from now on, where it came from, each of its fields, and the dataset's
-        place.
+    def follow(self, source: str, overrides: Sequence[str], data_dir: Path | None, as_written: Recipe) -> None:
+        """Note which recipe this run follows from now on, where it came from, each of its fields, before and after
+        overrides, method and scale, and the dataset's place.
         """
         place = None if data_dir is None else str(data_dir.resolve())
         write_json(self.folder / "run.json", {"recipe": source, "set": list(overrides), "data_dir": place})
-        write_json(self.folder / "recipe.json", self.recipe.model_dump(mode="json"))
+        write_json(self.folder / "recipe.json", {**describe(self.recipe), AS_WRITTEN: describe(as_written)})
 
     @contextmanager
-    def following(self, source: str, overrides: Sequence[str], data_dir: Path | None) -> Iterator[None]:
+    def following(
+        self, source: str, overrides: Sequence[str], data_dir: Path | None, as_written: Recipe
+    ) -> Iterator[None]:
         """Follow this recipe from now on, unless the block refuses it: then the run follows the one it did before."""
         paths = [self.folder / name for name in ("run.json", "recipe.json")]
         kept = {path: content for path in paths if (content := read_file(path, JSON_BYTES)) is not None}
         last = {override.partition("=")[0].strip(): override for override in overrides}
-        self.follow(source, list(last.values()), data_dir)
+        self.follow(source, list(last.values()), data_dir, as_written)
         try:
             yield
         except (UsageError, NotReady, WillNotFit):

@@ -252,7 +252,34 @@ def test_a_loaded_file_finds_itself(tmp_path: Path) -> None:
     path = tmp_path / "own.py"
     path.write_text(MINE + "import sys\nassert sys.modules[__name__].recipe is recipe\n")
     load_recipe(str(path))
-    assert "layerwise_recipe_own" in sys.modules
+
+
+def test_two_recipes_of_one_name_are_two_modules(tmp_path: Path) -> None:
+    """Each with its own helper of one name, too."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "own.py").write_text(
+            "from helper import NAME\nfrom layerwise.recipe import CacheSettings\n"
+            "class Mine(CacheSettings):\n    pass\n"
+            + MINE.replace('"name=mine"', 'f"name={NAME}"')
+            + "recipe = recipe.model_copy(update={'cache': Mine()})\n"
+        )
+        (tmp_path / name / "helper.py").write_text(f"NAME = {name!r}\n")
+    first, second = (load_recipe(str(tmp_path / name / "own.py")) for name in ("a", "b"))
+    assert (first.name, second.name) == ("a", "b")
+    modules = [type(recipe.cache).__module__ for recipe in (first, second)]
+    assert len({*modules}) == 2
+    assert all(sys.modules[module].recipe.name == name for module, name in zip(modules, "ab", strict=True))
+
+
+def test_an_edit_counts_however_soon_it_comes(tmp_path: Path) -> None:
+    """Python's cache of compiled files tells edits apart by the second and the size."""
+    path, helper = tmp_path / "own.py", tmp_path / "helper.py"
+    path.write_text("from helper import SEED\n" + MINE.replace('"name=mine"', 'f"seed={SEED}"'))
+    for seed in (1, 2, 3):
+        helper.write_text(f"SEED = {seed}\n")
+        os.utime(helper, (0, 0))
+        assert load_recipe(str(path)).seed == seed
 
 
 def test_an_optional_group_can_be_left_out() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from layerwise.cli.outcome import interruption_as_error
 from layerwise.stopping import Stopping
 
 if TYPE_CHECKING:
+    from layerwise.run import Run
     from layerwise.setup import Setup
 
 
@@ -31,20 +33,39 @@ def run_folder(options: Options) -> Path:
         return options.run_dir
     if options.recipe is None:
         folder = last_run()
-        click.echo(f"using {folder}, the run that was used last", err=True)
+        say(f"using {folder}, the run that was used last")
         return folder
-    from layerwise.recipe_loader import resolve_recipe
+    from layerwise.recipe_loader import load_recipe, resolve_recipe
 
     chosen = options if options.method is None else options.override(method=options.method)
-    return RUNS / run_name(resolve_recipe(options.recipe, chosen.set))
+    return RUNS / run_name(resolve_recipe(load_recipe(named_recipe(options.recipe)), chosen.set))
+
+
+def named_recipe(source: str) -> str:
+    """What `--recipe` names. A file is given by its absolute path, and trusted from now on: later commands run it when
+    a run follows it.
+    """
+    from layerwise import trust
+
+    if not source.endswith(".py") or not os.path.isfile(source):
+        return source
+    path = Path(source).resolve()
+    trust.trust(path, say)
+    return str(path)
+
+
+def say(note: str) -> None:
+    """A line for people, which is not the command's result."""
+    click.echo(note, err=True)
 
 
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
-    from layerwise.recipe_loader import heeded, require_heeded, resolve_recipe
+    from layerwise.recipe_loader import heeded, load_recipe, require_heeded, resolve_recipe
+    from layerwise.remembered import remembered_recipe
     from layerwise.render.progress import console_progress
-    from layerwise.run import RUNS, last_run, open_run, remember_last, run_name, run_source
+    from layerwise.run import RUNS, last_run, open_run, remember_last, run_name
     from layerwise.setup import Setup
 
     if options.method is not None:
@@ -52,36 +73,47 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     folder = options.run_dir
     if options.recipe is None:
         folder = folder or last_run()
-        source, before = run_source(folder)
+        source, before, as_written = remembered_recipe(folder, say)
         overrides = [*before, *options.set]
         if options.method is not None:
-            kept = [*heeded(source, [*before, f"method={options.method}"])[:-1], *options.set]
+            kept = [*heeded(as_written, [*before, f"method={options.method}"])[:-1], *options.set]
             if lost := [override for override in before if override not in kept]:
-                click.echo(f"left behind, since {options.method} replaces it: {', '.join(lost)}", err=True)
+                say(f"left behind, since {options.method} replaces it: {', '.join(lost)}")
             overrides = kept
         if options.run_dir is None:
-            click.echo(f"using {folder}, the run of {source} that was used last", err=True)
-            wanted = run_name(resolve_recipe(source, overrides))
-            if wanted != run_name(resolve_recipe(source, before)):
+            say(f"using {folder}, the run of {source} that was used last")
+            wanted = run_name(resolve_recipe(as_written, overrides))
+            if wanted != run_name(resolve_recipe(as_written, before)):
                 folder = RUNS / wanted
-                click.echo(f"another method or schedule has a run of its own: {folder}", err=True)
+                say(f"another method or schedule has a run of its own: {folder}")
     else:
-        source, overrides = options.recipe, list(options.set)
-        if source.endswith(".py"):
-            source = str(Path(source).resolve())
-    recipe = resolve_recipe(source, overrides)
+        source, overrides = named_recipe(options.recipe), list(options.set)
+        as_written = load_recipe(source)
+    recipe = resolve_recipe(as_written, overrides)
     require_heeded(recipe)
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
+    data_dir = options.data_dir or run.data_dir
+    if writes and options.recipe is None:
+        _say_what_lies_elsewhere(run, options, data_dir)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
-        data_dir, device = options.data_dir or run.data_dir, pick_device(options.device)
+        device = pick_device(options.device)
         setup = Setup(run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes)
         if not writes:
             yield setup
             return
-        with run.locked(purpose), run.following(source, overrides, data_dir):
+        with run.locked(purpose), run.following(source, overrides, data_dir, as_written):
             remember_last(folder)
             yield setup
+
+
+def _say_what_lies_elsewhere(run: Run, options: Options, data_dir: Path | None) -> None:
+    """A run may come from a stranger: name the places outside it that it chose, and not this command."""
+    url = run.recipe.cache.url
+    if url is not None and not any(override.startswith("cache.url=") for override in options.set):
+        say(f"{run.folder} keeps its caches at {url}")
+    if data_dir is not None and options.data_dir is None:
+        say(f"{run.folder} has its data at {data_dir}")
 
 
 def pick_device(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from layerwise.cli.command import Command, Option
-from layerwise.cli.common import pick_device
+from layerwise.cli.common import named_recipe, pick_device
 from layerwise.cli.options import DEVICES, METHODS
 from layerwise.cli.outcome import errors_to_exit_codes
 
@@ -110,8 +110,7 @@ def command(
             parse_bytes(budget)
         except ValueError as error:
             raise UsageError(f"--max-memory: {error}") from error
-        if recipe.endswith(".py"):
-            recipe = str(Path(recipe).resolve())
+        recipe = named_recipe(recipe)
         asked = Asked(recipe, overrides, batch, str(pick_device(device)))
         if depths is None:
             modules = count_modules(row_recipe(asked, Row("", "gim")))

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
 from layerwise.cli.command import Command
-from layerwise.cli.common import pick_device, stop_on_signal
+from layerwise.cli.common import named_recipe, pick_device, stop_on_signal
 from layerwise.cli.options import DATA, Options, options
 from layerwise.cli.outcome import emit
 
@@ -62,8 +61,7 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
         raise UsageError(f"{what} says itself which methods and schedules to train: leave out --set {changed.pop()}")
     if scale is not None:
         options = options.override(scale=scale)
-    source = options.recipe or DEFAULTS[what]
-    source = str(Path(source).resolve()) if source.endswith(".py") else source
+    source = named_recipe(options.recipe or DEFAULTS[what])
     root = options.run_dir or RUNS / f"reproduce-{run_name(resolve_recipe(source, options.set))}"
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         ground = Ground(
