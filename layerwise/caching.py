@@ -14,7 +14,7 @@ import activation_cache
 from activation_cache import Cache, CacheWriter, Calibration, SplitSpec, Stale
 from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
 from layerwise.feeds import Feed, RecomputeFeed
-from layerwise.frozen import load_frozen, require_stages
+from layerwise.frozen import load_frozen, require_stages, with_its_threads
 from layerwise.inputs import cached_inputs, nearest_inputs
 from layerwise.module_cache import (
     CALIBRATION_SAMPLES,
@@ -32,6 +32,7 @@ from layerwise.setup import Setup
 from layerwise.units import size
 
 
+@with_its_threads
 def write_cache(setup: Setup, number: int) -> Cache:
     """Run frozen module `number` over every split and store what it gives; goes on where an earlier, killed writing
     stopped.
@@ -135,6 +136,7 @@ def _within_budget(
     return splits
 
 
+@with_its_threads
 def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
     """Read all of module `number`'s cache, and compute again only the shards that are damaged.
 

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from activation_cache import Cache, CachedBatch, CacheError, Calibration, Damaged, JoinedSplits, epoch_order
 from activation_cache import Split as CachedSplit
+from activation_cache.processors import allowed_processors
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import DamagedData, NotReady, RecipeError
 from layerwise.nets.module import Module
@@ -102,16 +103,8 @@ class Feed(ABC):
 class DatasetFeed(Feed):
     """Samples of a dataset; training views are fresh in every epoch unless `views` fixes their number."""
 
-    def __init__(
-        self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None, readers: int = 2
-    ) -> None:
-        self._splits, self._batch_size, self._seed, self._views, self._readers = (
-            splits,
-            batch_size,
-            seed,
-            views,
-            readers,
-        )
+    def __init__(self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None) -> None:
+        self._splits, self._batch_size, self._seed, self._views = splits, batch_size, seed, views
         self.samples = len(splits.train)
         require_full_batch(self.samples, batch_size)
 
@@ -143,7 +136,7 @@ class DatasetFeed(Feed):
 
     def _read(self, name: str, batches: Sequence[IntArray], view: int | None) -> Iterator[Batch]:
         split = self._splits.named()[name]
-        found = split.read(batches, view, self._readers)
+        found = split.read(batches, view, _readers())
         for indices, (inputs, labels) in zip(batches, found, strict=True):
             known = {task: torch.from_numpy(values) for task, values in labels.items()}
             yield Batch(inputs, known, [split.ids[index] for index in indices])
@@ -196,12 +189,10 @@ class RecomputeFeed(Feed):
 class CacheFeed(Feed):
     """Outputs of the frozen modules below, read from an activation cache."""
 
-    def __init__(
-        self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "", readers: int = 2
-    ) -> None:
+    def __init__(self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "") -> None:
         """`mend`: the command that repairs the cache, for messages."""
         self._cache, self._batch_size, self._seed, self._device = cache, batch_size, seed, device
-        self._mend, self._readers = mend, readers
+        self._mend = mend
         if "train" in cache.splits:
             self.samples = cache.splits["train"].samples
             require_full_batch(self.samples, batch_size)
@@ -217,7 +208,7 @@ class CacheFeed(Feed):
             epoch=epoch,
             start=start,
             view=epoch % split.views,
-            threads=self._readers,
+            threads=_readers(),
             allocate=pinned if self._device.type == "cuda" else np.empty,
         )
         with self._damage_named():
@@ -235,7 +226,7 @@ class CacheFeed(Feed):
             shuffle=False,
             drop_last=False,
             view=view or 0,
-            threads=self._readers,
+            threads=_readers(),
         )
         with self._damage_named():
             for batch in map(batch_of(chosen, self._device), found):
@@ -255,6 +246,11 @@ class CacheFeed(Feed):
         chosen = self._cache.splits[split]
         sizes = tuple(chosen.longest or 0 if size is None else size for size in chosen.shape)
         return SampleShape(sizes, chosen.longest is not None)
+
+
+def _readers() -> int:
+    """Threads that read ahead: two, or fewer where there are fewer processors for this process."""
+    return min(2, allowed_processors())
 
 
 def batch_of(split: CachedSplit | JoinedSplits, device: torch.device) -> Callable[[CachedBatch], Batch]:

@@ -7,8 +7,12 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, TypeVar
+
+import torch
 
 from activation_cache import SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
 from layerwise.checkpoint import drop_checkpoint
@@ -21,8 +25,10 @@ from layerwise.setup import Setup
 from layerwise.step import Learner
 from layerwise.storage import file_sha256, write_json
 from layerwise.tensors import load_tensors, save_tensors, weights_digest
+from layerwise.threads import set_by_user, threads_restored
 
 FORMAT = 1
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
@@ -106,6 +112,28 @@ def _read_stage(setup: Setup, number: int) -> StageRecord | None:
             f"{path} is damaged: it is of the modules {record['trained_with']}. Delete it to do that part again."
         )
     return record
+
+
+@contextmanager
+def threads_of(setup: Setup, number: int) -> Iterator[None]:
+    """Compute on a CPU with as many threads as module `number` was trained with, unless the user set their number."""
+    record = _read_stage(setup, number)
+    recorded = None if record is None else record.get("threads")
+    with threads_restored():
+        if recorded is not None and setup.measure_threads and setup.device.type == "cpu" and set_by_user() is None:
+            torch.set_num_threads(recorded)
+        yield
+
+
+def with_its_threads(work: Work) -> Work:
+    """Have `work(setup, number)` run within `threads_of` the module."""
+
+    @wraps(work)
+    def wrapped(setup: Setup, number: int, *rest: Any, **named: Any) -> Any:
+        with threads_of(setup, number):
+            return work(setup, number, *rest, **named)
+
+    return wrapped  # type: ignore[return-value]
 
 
 def missing_weights(setup: Setup, number: int) -> str | None:

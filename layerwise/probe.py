@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from layerwise.data.dataset import UNKNOWN
 from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
-from layerwise.frozen import frozen_digests, load_frozen, require_stage
+from layerwise.frozen import frozen_digests, load_frozen, require_stage, threads_of
 from layerwise.inputs import nearest_inputs
 from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
@@ -164,10 +164,11 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
         ),
         "untrained": (RecomputeFeed(_samples(setup), initial[:-1], setup.device), initial[-1]),
     }
-    for state, (feed, module) in networks.items():
-        for task, result in _classify(setup, feed, module).items():
-            found["tasks"].setdefault(task, {})[state] = asdict(result)
-        setup.progress.advance(1, 0, state)
+    with threads_of(setup, holder):
+        for state, (feed, module) in networks.items():
+            for task, result in _classify(setup, feed, module).items():
+                found["tasks"].setdefault(task, {})[state] = asdict(result)
+            setup.progress.advance(1, 0, state)
     setup.progress.end()
     write_json(path, found)
     return found

@@ -28,6 +28,7 @@ Loss = Annotated[float, Field(ge=-1e300, le=1e300)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1, max_length=4096, pattern=r"^[^\x00]*$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Threads = Annotated[int, Field(ge=1, le=4096)]
 Identity = dict[str, Any]
 
 
@@ -97,6 +98,7 @@ class StageRecord(TypedDict):
     steps: Count
     peak: PeakRecord
     trained_with: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
+    threads: NotRequired[Threads | None]
 
 
 @_exact
@@ -110,6 +112,7 @@ class PlaceRecord(TypedDict):
     best_loss: Loss | None
     best_epoch: Epochs
     seconds: Seconds
+    threads: NotRequired[Threads | None]
 
 
 @_exact

@@ -94,7 +94,14 @@ class Ground:
         run = open_run(folder, recipe)
         stopping = self.stopping
         setup = Setup(
-            run, self.device, self.data_dir, self.download, self.progress, stopping, at_steps=stopping.at_steps
+            run,
+            self.device,
+            self.data_dir,
+            self.download,
+            self.progress,
+            stopping,
+            at_steps=stopping.at_steps,
+            measure_threads=True,
         )
         with run.locked("reproduce"):
             run.follow(self.source, overrides, self.data_dir, self.as_written)

@@ -18,6 +18,7 @@ from layerwise.probe import probe_record
 from layerwise.records import CHECKPOINT, PROBE, RUN, STAGE, read_record
 from layerwise.run import Run
 from layerwise.setup import Setup
+from layerwise.threads import number_of
 
 
 def collect(setup: Setup) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def collect(setup: Setup) -> dict[str, Any]:
             "notes": setup.facts.notes,
             "sample_shape": list(setup.facts.sample_shape),
         },
-        "machine": _machine(setup),
+        "machine": _machine(setup, stages),
         "command": read_record(run.folder / "run.json", RUN) or {"recipe": setup.recipe.name, "set": []},
         "modules": setup.module_facts,
         "stages": stages,
@@ -101,10 +102,17 @@ def peak_bytes(stage: Mapping[str, Any]) -> tuple[int | None, str | None]:
     return None, None
 
 
-def _machine(setup: Setup) -> dict[str, str]:
+def _machine(setup: Setup, stages: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     device = setup.device
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU, {_threads(stages)}"
     return {"device": name, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def _threads(stages: Sequence[Mapping[str, Any]]) -> str:
+    """What the modules were trained with."""
+    now = torch.get_num_threads()
+    numbers = sorted({stage.get("threads") or now for stage in stages} or {now})
+    return number_of(numbers[0]) if len(numbers) == 1 else f"{' or '.join(map(str, numbers))} threads"
 
 
 def status(setup: Setup) -> dict[str, Any]:

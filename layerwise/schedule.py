@@ -22,6 +22,7 @@ from layerwise.seeding import derive_seed, same_bits_in_every_run
 from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
 from layerwise.storage import remove_file
+from layerwise.threads import threads_restored
 from layerwise.units import size
 
 
@@ -85,6 +86,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         memory.peak(setup.device, fit) as peak,
         memory.explain_exhaustion(setup.device, fit, batch_size, title),
         setup.at_steps(),
+        threads_restored(),
     ):
         place = train(
             learners,
@@ -96,6 +98,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             setup.progress,
             setup.should_stop,
             lambda: memory.check_first_step(setup.device, fit, budget, title),
+            setup.measure_threads,
         )
     setup.progress.end()
     outcome = {
@@ -104,6 +107,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         "seconds": place.seconds,
         "steps": place.step,
         "peak": asdict(peak),
+        "threads": place.threads,
     }
     for learner in learners:
         freeze(setup, learner, made_from, {**outcome, "trained_with": list(numbers)})

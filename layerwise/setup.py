@@ -53,6 +53,8 @@ class Setup:
     """Around work that asks `should_stop` itself, and that nothing else should stop."""
     writes: bool = True
     """Whether the run is held; looking at one must not change it."""
+    measure_threads: bool = False
+    """Whether trainings on a CPU choose their number of threads, where the user set none; else torch's is used."""
     _opened: DatasetRecord | None = field(default=None, init=False)
 
     @property

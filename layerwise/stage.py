@@ -24,6 +24,7 @@ from layerwise.progress import Progress
 from layerwise.recipe import Training
 from layerwise.seeding import torch_generator
 from layerwise.step import Arithmetic, Learner, require_finite, train_step
+from layerwise.threads import best_threads, set_by_user, use_threads
 
 RESUMED = "resumed"
 """What the first report of a training that goes on says: its updates were made before, and tell nothing of speed."""
@@ -47,6 +48,8 @@ class Place:
     """The epoch after which it was reached."""
     seconds: float = 0.0
     """Spent training, over all sittings."""
+    threads: int | None = None
+    """That the training began with and keeps, since their number changes rounding; None: settled at the first step."""
 
     def converged(self, training: Training) -> bool:
         return self.epoch >= training.epochs or self.epoch - self.best_epoch >= training.patience
@@ -65,9 +68,14 @@ def train(
     progress: Progress,
     should_stop: Callable[[], bool] = lambda: False,
     after_first_step: Callable[[], None] = lambda: None,
+    measure_threads: bool = False,
 ) -> Place:
     """Train until the validation loss no longer falls, and leave the learners with the weights of the best epoch
     (or the last, as `training.keep` says).
+
+    Args:
+        measure_threads: choose the number of threads where the training begins on a CPU and the user set none; torch
+            keeps it. Otherwise torch's present number is used.
 
     Raises:
         StoppedEarly: `should_stop` answered true; all is saved.
@@ -80,6 +88,12 @@ def train(
     if lost := keep_metrics(folder / METRICS, place.epoch, len(learners)):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
         progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
+    if arithmetic.device.type == "cpu" and not place.converged(training):
+        free = measure_threads and set_by_user() is None
+        if free and place.threads is None and place.step == 0:
+            place.threads = best_threads(learners, feed, training.epochs, arithmetic, progress)
+            save_checkpoint(folder, learners, made_from, asdict(place))  # a second measurement may end otherwise
+        place.threads = use_threads(place.threads, progress, fixed=not free)
     while not place.converged(training):
         began = time.perf_counter()
         for batch in feed.shuffled(place.epoch, start=place.batch):

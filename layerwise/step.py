@@ -15,8 +15,8 @@ Letters: B batch, b micro-batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -144,6 +144,37 @@ def _chunked(
         if learner.due(step):
             _update(learner)
     return losses
+
+
+@contextmanager
+def rehearsal(learners: Sequence[Learner], batch: Batch, arithmetic: Arithmetic) -> Iterator[Callable[[], None]]:
+    """What does the bulk of a step's work when it is called: on the first micro-batch, without the loss and the update.
+
+    The block leaves weights, buffers, gradients and torch's generator as they were.
+    """
+    chunk, *others = arithmetic.slices(len(batch))
+    parts = [part for learner in learners for part in (learner.module, learner.objective)]
+    buffers = [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
+
+    def rehearse() -> None:
+        if others:  # then a step goes through each micro-batch twice
+            with torch.no_grad():
+                for _ in _through(learners, batch, chunk, 0, arithmetic):
+                    pass
+        for _, representations in _through(learners, batch, chunk, 0, arithmetic):
+            given = [part for part in representations if part.requires_grad]
+            if given:
+                torch.autograd.backward(given, [torch.ones_like(part) for part in given])
+
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield rehearse
+        finally:
+            with torch.no_grad():
+                for buffer, before in buffers:
+                    buffer.copy_(before)
+            for learner in learners:
+                learner.optimiser.zero_grad(set_to_none=True)
 
 
 def _through(

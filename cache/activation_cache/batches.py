@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from .errors import FormatError
 from .order import Indices
+from .processors import allowed_processors
 from .shard import Bytes
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def iterate(
     for compressed ones. `allocate(shape, dtype)` makes the buffers, which are then reused: give one that pins memory.
     """
     if threads is None:
-        threads = 0 if split.storage.codec == "none" else min(2, os.cpu_count() or 1)
+        threads = 0 if split.storage.codec == "none" else min(2, allowed_processors())
     pool = ThreadPoolExecutor(threads, thread_name_prefix="cache-reader") if threads else None
     source = split.source(view, todo, pool)
     buffers = split.take_buffers(allocate)

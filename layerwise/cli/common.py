@@ -68,6 +68,9 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     from layerwise.run import RUNS, last_run, open_run, remember_last, run_name
     from layerwise.setup import Setup
 
+    if writes:
+        import layerwise.threads  # noqa: F401 - notes torch's own number of threads before a recipe can change it
+
     if options.method is not None:
         options = options.override(method=options.method)
     folder = options.run_dir
@@ -98,7 +101,9 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
         _say_what_lies_elsewhere(run, options, data_dir)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         device = pick_device(options.device)
-        setup = Setup(run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes)
+        setup = Setup(
+            run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes, measure_threads=True
+        )
         if not writes:
             yield setup
             return

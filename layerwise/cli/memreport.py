@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -142,11 +141,12 @@ def command(
 
 
 def _work_out(pairs: list[tuple[Asked, Row]]) -> list[Found]:
+    from activation_cache.processors import allowed_processors
     from layerwise.memory.rows import work_out_apart
 
     predicted = pairs[0][0].device == "cpu"
     # Predictions go side by side, a share for each core; on a GPU each row has a process and the device to itself.
-    count = min(os.cpu_count() or 1, 8, len(pairs)) if predicted else len(pairs)
+    count = min(allowed_processors(), 8, len(pairs)) if predicted else len(pairs)
     shares = [pairs[first::count] for first in range(count)]
     found: dict[int, Found] = {}
     with ThreadPoolExecutor(count if predicted else 1) as pool:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from activation_cache.processors import allowed_processors
 from layerwise.errors import DamagedData, WillNotFit
 from layerwise.progress import Progress
 from layerwise.storage import read_json, write_json
@@ -69,7 +70,7 @@ def look_through(
         return facts
 
     progress.begin(title, len(files), unit)
-    pool = ThreadPoolExecutor(READERS)
+    pool = ThreadPoolExecutor(min(READERS, allowed_processors()))
     try:
         for found in pool.map(facts_of, files):
             progress.advance(1, 1, "")
