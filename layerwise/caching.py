@@ -85,7 +85,10 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         except Stale as error:  # the same key, and other splits
             why = f"is unfinished, and was to hold something else ({', '.join(error.differences)})"
     setup.progress.note(f"the cache of module {number} at {location} {why}: it is replaced")
-    return begin(replace=True)
+    writer = begin(replace=True)
+    if writer.left:
+        setup.progress.note(f"left in {location}, since no cache wrote it: {', '.join(writer.left)}")
+    return writer
 
 
 def _within_budget(

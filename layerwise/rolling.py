@@ -7,9 +7,8 @@ the rest. The splits that are judged on (validation, probe, test) are always sto
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -32,13 +31,10 @@ from layerwise.feeds import (
     require_full_batch,
 )
 from layerwise.records import WINDOW, read_record
-from layerwise.run_files import subfolders
 from layerwise.setup import Setup
 from layerwise.storage import remove_file, write_json
 
 Fill: TypeAlias = Callable[[CacheWriter, npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
-SLOT = re.compile(r"slot-\d{6,12}")
-"""The folder of a slot."""
 SLOTS = 4  # a fifth of the budget is for the one that is being filled
 
 
@@ -77,19 +73,12 @@ def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
     """Note how a cache rolls, or that it does not, before it is written: then no window is left beside it."""
     if rolling is None:
         remove_file(window_note(setup, number))
-        remove_window(setup.run.window(number))
+        if left := activation_cache.remove_window(setup.run.window(number)):
+            setup.progress.note(f"left in {setup.run.window(number)}, since no cache wrote it: {', '.join(left)}")
     else:
         sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
         settled_for = {"budget": setup.recipe.cache.budget, "renew": setup.recipe.cache.renew}
         write_json(window_note(setup, number), {**settled_for, **sizes})
-
-
-def remove_window(folder: Path) -> None:
-    """Remove the slots of a rolling window; what else lies in its folder stays."""
-    for slot in subfolders(folder, SLOT):
-        activation_cache.remove(slot)
-    with suppress(OSError):  # not there, or not empty
-        folder.rmdir()
 
 
 def window_note(setup: Setup, number: int) -> Path:
@@ -106,8 +95,10 @@ def mend_window(setup: Setup, number: int) -> list[str]:
     removed = []
     for slot in sorted(setup.run.window(number).glob("slot-*")):
         try:
-            if activation_cache.inspect(slot).state == "partial":
+            state = activation_cache.inspect(slot).state
+            if state == "partial":
                 activation_cache.repair(slot).close()
+            if state in ("partial", "absent"):
                 continue
             whole = activation_cache.verify(slot).ok
         except (activation_cache.Damaged, activation_cache.FormatError, activation_cache.NotCommitted):

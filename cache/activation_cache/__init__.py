@@ -36,7 +36,7 @@ from .quantise import Calibration, calibrate
 from .reader import Cache, Split, open_cache
 from .repair import repair
 from .verify import Report, Status, inspect, verify
-from .window import Filler, JoinedSplits, Window
+from .window import Filler, JoinedSplits, Window, remove_window
 from .writer import CacheWriter
 
 __all__ = [
@@ -77,6 +77,7 @@ __all__ = [
     "measured_ratio",
     "open_cache",
     "remove",
+    "remove_window",
     "repair",
     "reserve",
     "shuffled_in_windows",

@@ -12,7 +12,8 @@ from pathlib import Path
 from .canonical import Json
 from .errors import AlreadyCommitted, Damaged, FormatError, Stale
 from .key import Key, describe, differences
-from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, Storage, settled
+from .known import contents, wipe
+from .layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, settled
 from .quantise import Calibration
 from .record import create_plan, read_commit, read_plan
 from .room import Room
@@ -37,7 +38,8 @@ def create(
     """A writer for the cache at `location`: a new one, or one that goes on with an unfinished cache of the same key.
 
     An unfinished cache is continued as it was planned: its codec, shard sizes and calibration stay (a callable
-    `calibration` is not called then). `replace` removes whatever cache lies there first. With `world_size` ranks,
+    `calibration` is not called then). `replace` removes the cache that lies there first, and nothing else: the
+    writer's `left` names the files that no cache wrote, which stay. With `world_size` ranks,
     each writes its own shards: rank 0 calls first, and after a barrier the others; only rank 0 may replace, and only
     rank 0 commits, after all have closed their writers.
 
@@ -50,8 +52,8 @@ def create(
               computation keeps all processors busy, since a thread that takes one of them holds up the others too.
 
     Raises AlreadyCommitted over a finished cache, Stale over an unfinished one of another key or other splits, Locked
-    while another process writes it, FormatError for a key that make_key did not make, two splits of one name, or
-    uint8 without calibration.
+    while another process writes it, FormatError for a key that make_key did not make, two splits of one name, uint8
+    without calibration, or a folder that is no cache and holds files in the places of a cache's own.
     """
     if key.get("format") != FORMAT or key.get("dtype") != storage.dtype:
         raise FormatError("the key has no `format` and `dtype` that fit this storage; make it with make_key")
@@ -62,10 +64,17 @@ def create(
     if threads < 0:
         raise FormatError(f"{threads} threads cannot write; 0 writes in `append`")
     store = open_store(location)
+    left: list[str] = []
+    found = contents(store, [spec.name for spec in splits]) if rank == 0 else None  # before there is a lock of ours
+    if found and found.ours and not found.proven:
+        raise FormatError(
+            f"{store.location} is not an activation cache, and holds files that writing one would replace: "
+            f"{', '.join(found.ours[:5])}{', …' if found.ours[5:] else ''}; choose another place"
+        )
     release = store.lock(rank, world_size)
     try:
-        if replace and rank == 0:
-            _wipe(store)
+        if replace and found:
+            left = wipe(store) if found.proven else []
         elif store.size(COMMIT) is not None:
             with suppress(Damaged):
                 read_commit(store)  # of another format, it cannot be opened
@@ -84,32 +93,30 @@ def create(
             sweep(store)
         assert plan is not None
         _check_same(plan, key, splits, store.location)
-        return CacheWriter(store, plan, release, rank, world_size, Room(store, reserve, budget, world_size), threads)
+        room = Room(store, reserve, budget, world_size)
+        return CacheWriter(store, plan, release, rank, world_size, room, threads, left)
     except BaseException:
         release()
         raise
 
 
-def _wipe(store: Store) -> None:
-    store.delete(COMMIT)  # first, so that a half-removed cache is not taken for a whole one
-    for path, _ in list(store.list()):
-        if not path.startswith(f"{RECORD}/lock") and path != PLAN:
-            store.delete(path)
-    store.delete(PLAN)
-    store.clear()
+def remove(location: str | Path | Store) -> list[str]:
+    """Removes the cache that lies at a location: the files that its writers made, and the folders this leaves empty.
 
-
-def remove(location: str | Path | Store) -> None:
-    """Removes whatever cache lies at a location, with its directory. Raises Locked while it is being written."""
+    Returns the files that are left in place since no cache wrote them, relative to the location. Raises Locked while
+    the cache is being written, FormatError where nothing says that there is, or was, a cache: then nothing is removed.
+    """
     store = open_store(location)
     if next(store.list(), None) is None:
-        return
+        return []
+    if not contents(store).proven:
+        raise FormatError(
+            f"{store.location} holds files and is not an activation cache, so nothing was removed; delete it yourself "
+            "if nobody needs it"
+        )
     release = store.lock(0, 1)
     try:
-        _wipe(store)
-        for path, _ in list(store.list()):  # the locks
-            store.delete(path)
-        store.clear()
+        return wipe(store, locks=True)
     finally:
         release()
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .files import open_regular
 from .shard import Bytes
 
 # Where the page cache holds a file in pages of this size, and its map begins at a multiple of it, the kernel maps them
@@ -44,8 +45,11 @@ class Region:
         self.bytes: Bytes = reserved[start : start + size]
 
     def map(self, slot: int, path: Path) -> Bytes:
-        """Maps a file into a slot and returns its bytes. Raises FileNotFoundError, or ValueError if it is too large."""
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        """Maps a file into a slot and returns its bytes.
+
+        Raises FileNotFoundError, NotARegularFile, or ValueError if it is too large.
+        """
+        descriptor = open_regular(path, os.O_RDONLY)
         try:
             size = os.fstat(descriptor).st_size
             if size > self.slot_bytes:

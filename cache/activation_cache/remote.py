@@ -115,7 +115,7 @@ class RemoteStore:
         found = self._call("listing", prefix, lambda ob, store: [x for page in ob.list(store, folder) for x in page])
         yield from ((entry["path"], int(entry["size"])) for entry in found)
 
-    def clear(self) -> None:
+    def clear(self, is_ours: Callable[[str], bool]) -> None:
         """Nothing: there are no folders here."""
 
     def free(self) -> None:

@@ -41,8 +41,8 @@ def repair(
     try:
         plan = surviving_plan(store)
         check_key(plan.key, key, store.location)
+        write_plan(store, plan)  # before the commit record goes: one of the two says what the shards hold
         store.delete(COMMIT)
-        write_plan(store, plan)
         for spec in plan.splits:
             for view in range(spec.views):
                 for shard in range(grid(spec, plan.storage).shards):

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import Damaged
+from .files import NotARegularFile
 from .layout import SplitSpec, grid
 from .order import Indices
 from .record import Commit, mend, shard_file
@@ -80,6 +81,8 @@ class MappedShard:
             self.image: Bytes = _mapped(files, number, region, slot)
         except FileNotFoundError:
             raise self.damaged("it is missing") from None
+        except NotARegularFile as error:
+            raise self.damaged(f"it {error.strerror}") from None
         except ValueError as error:
             raise self.damaged(str(error)) from None
         if len(self.image) != size:

@@ -52,8 +52,8 @@ class FaultyStore:
     def list(self, prefix: str = "") -> Iterator[tuple[str, int]]:
         return self.inner.list(prefix)
 
-    def clear(self) -> None:
-        self.inner.clear()
+    def clear(self, is_ours: Callable[[str], bool]) -> None:
+        self.inner.clear(is_ours)
 
     def free(self) -> int | None:
         return self.inner.free()

@@ -128,7 +128,7 @@ def verify(location: str | Path | Store) -> Report:
     try:
         commit = read_commit(store)
     except Damaged as error:
-        return Report(store.size(COMMIT) or 0, 1, {COMMIT: str(error)}, ())
+        return Report(dict(store.list(RECORD)).get(COMMIT, 0), 1, {COMMIT: str(error)}, ())
     damaged = check_files(store, commit)
     cache = Cache(store, commit)
     shards = set()

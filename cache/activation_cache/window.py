@@ -9,9 +9,10 @@ nothing is ever changed in place: every slot is committed, checked and keyed lik
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from .batches import Allocate, CachedBatch, iterate
 from .canonical import Json
-from .creation import create
+from .creation import create, remove
 from .errors import FormatError
 from .key import Key, make_key
 from .layout import SplitSpec, Storage
@@ -30,6 +31,7 @@ from .order import Indices, epoch_order, rank_slice
 from .quantise import Calibration
 from .reader import KeepsBuffers, Split, open_cache
 from .sources import JoinedSource
+from .store import LocalStore
 from .verify import inspect
 from .writer import CacheWriter
 
@@ -77,7 +79,7 @@ class Window:
         return samples, rounds.astype(np.int64)
 
     def folder(self, slot: int) -> Path:
-        return self.location / f"slot-{slot:06d}"
+        return self.location / _slot_name(slot)
 
     def slot_key(self, slot: int) -> Key:
         fields: dict[str, Json] = {name: value for name, value in self.key.items() if name not in ("format", "dtype")}
@@ -114,21 +116,51 @@ class Window:
         """Removes the slots that a turn neither reads nor fills, and those made from something else: beside its own
         they would take more than the window may. Whoever still reads one keeps what is mapped.
 
-        `own`: slots that the caller has written itself, or is writing; they are not looked into.
+        `own`: slots that the caller has written itself, or is writing; they are not looked into. Files that no cache
+        wrote stay, as `remove` says. Raises Locked while another process writes one of the slots.
         """
-        for folder in sorted(self.location.glob("slot-*")):
-            if not (number := folder.name.removeprefix("slot-")).isdecimal():
-                continue  # somebody's copy of one
-            slot = int(number)
+        for slot, folder in slot_folders(self.location).items():
             wanted = turn <= slot <= turn + self.slots
             if not wanted or (slot not in own and inspect(folder, self.slot_key(slot)).state == "stale"):
-                (folder / "record/commit.json").unlink(missing_ok=True)  # first: half a cache is no cache
-                shutil.rmtree(folder)
+                with suppress(FormatError):  # somebody's folder that has the name of a slot
+                    remove(folder)
 
     def open(self, turn: int) -> JoinedSplits:
         """The samples of a turn. Raises what open_cache does if one of its slots is not there."""
         caches = [open_cache(self.folder(slot), self.slot_key(slot)) for slot in self.live(turn)]
         return JoinedSplits([cache.splits[self.spec.name] for cache in caches])
+
+
+def slot_folders(location: Path) -> dict[int, Path]:
+    """Slot -> folder, for each slot of the window in a directory; no links."""
+    found = {}
+    for folder in sorted(location.glob("slot-*")):
+        number = folder.name.removeprefix("slot-")
+        named = re.fullmatch(r"[0-9]{6,18}", number) and folder.name == _slot_name(int(number))  # not a copy of one
+        if named and folder.is_dir() and not folder.is_symlink():
+            found[int(number)] = folder
+    return found
+
+
+def remove_window(location: str | Path) -> list[str]:
+    """Removes the rolling window in a directory: its slots, and the directory if that leaves it empty.
+
+    Returns the files that are left in place since no cache wrote them, relative to the location. Raises Locked while
+    a slot is being written.
+    """
+    location = Path(location)
+    for folder in slot_folders(location).values():
+        with suppress(FormatError):  # no cache: what it holds is listed below
+            remove(folder)
+    left = sorted(path for path, _ in LocalStore(location).list())
+    if not left:
+        with suppress(OSError):  # never made, or not empty: folders of somebody else
+            location.rmdir()
+    return left
+
+
+def _slot_name(slot: int) -> str:
+    return f"slot-{slot:06d}"
 
 
 class JoinedSplits(KeepsBuffers):

@@ -37,6 +37,8 @@ class CacheWriter:
     """Writes the samples of a cache in order. Make one with `create`; use it as a context manager.
 
     Leaving the context without `commit` keeps the finished shards for the next writer. Not to be shared by threads.
+
+    left   the files that `create(..., replace=True)` left in place, since no cache wrote them
     """
 
     def __init__(
@@ -48,10 +50,12 @@ class CacheWriter:
         world_size: int,
         room: Room,
         threads: int,
+        left: Sequence[str] = (),
     ) -> None:
         self._store, self._plan, self._release = store, plan, release
         self._rank, self._world_size, self._room = rank, world_size, room
         self._closed = False
+        self.left = tuple(left)
         self._tracks: dict[tuple[str, int], Track] = {}
         self._saturated: dict[str, int] = {}
         for spec in plan.splits:

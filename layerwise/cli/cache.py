@@ -29,7 +29,6 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         from layerwise.caching import repair_cache, write_cache
         from layerwise.module_cache import cache_errors, cached
         from layerwise.render.tables import cache_table, prune_table, repair_table
-        from layerwise.rolling import remove_window
 
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)
@@ -37,17 +36,23 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
                 click.echo(reason, err=True)
             count = len(stale) + len(windows)
             agreed = count > 0 and (yes or click.confirm(f"remove {count} stale cache(s)?", err=True))
+            left: list[str] = []  # files that no cache wrote
             for module in stale if agreed else ():
                 with cache_errors(setup, module):
-                    activation_cache.remove(setup.run.cache(module))
+                    found = activation_cache.remove(setup.run.cache(module))
+                    left += [f"{setup.run.cache(module)}/{path}" for path in found]
             for module in windows if agreed else ():
                 with cache_errors(setup, module):
-                    remove_window(setup.run.window(module))
+                    found = activation_cache.remove_window(setup.run.window(module))
+                    left += [f"{setup.run.window(module)}/{path}" for path in found]
+            for path in left:
+                click.echo(f"left in place, since no cache wrote it: {path}", err=True)
             outcome = {
                 "stale": stale,
                 "removed": list(stale) if agreed else [],
                 "stale_windows": windows,
                 "removed_windows": list(windows) if agreed else [],
+                "left": left,
             }
             emit(options, outcome, lambda: prune_table(outcome))
             return

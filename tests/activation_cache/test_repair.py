@@ -45,6 +45,12 @@ def fill(writer) -> list[tuple[int, range]]:  # type: ignore[no-untyped-def]
     return done
 
 
+def mend(location: Path) -> None:
+    with repair(location) as writer:
+        fill(writer)
+        writer.commit()
+
+
 def is_right(location: Path) -> bool:
     split = open_cache(location).splits["train"]
     return split.ids == IDS and all(np.array_equal(split.read(range(11), v), VALUES + v) for v in range(2))
@@ -153,9 +159,11 @@ def test_a_folder_in_the_place_of_a_file(cache: Path, path: str) -> None:
     assert path in verify(cache).damaged
     with pytest.raises(Damaged, match=path):
         open_cache(cache)
-    with repair(cache) as writer:
-        fill(writer)
-        writer.commit()
+    with pytest.raises(Damaged, match=f"{path} is a folder.*move it away"):
+        mend(cache)
+    assert (cache / path / "something").read_bytes() == b"x", "it is somebody's, and stays"
+    (cache / path / "something").unlink()
+    mend(cache)  # an empty one is no loss
     assert is_right(cache)
     assert verify(cache).ok
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,7 +35,8 @@ def test_a_file_is_synced_before_its_name_and_its_name_before_it_counts(
     monkeypatch.setattr(os, "fsync", fsync)
     monkeypatch.setattr(os, "replace", replace)
     LocalStore(tmp_path / "cache").write("a/b", [b"content"])
-    assert events[0].startswith(str(tmp_path / "cache/a/b."))
+    assert re.fullmatch(r"\.activation_cache-\d+-\d+\.tmp", Path(events[0]).name)
+    assert Path(events[0]).parent == tmp_path / "cache/a"
     assert events[1] == "named"
     assert set(events[2:]) == {str(tmp_path / "cache/a"), str(tmp_path / "cache"), str(tmp_path)}
 
@@ -74,12 +76,12 @@ def test_a_file_that_goes_while_others_are_listed(tmp_path: Path, monkeypatch: p
     for name in ("kept", "going", "kept too"):
         store.write(name, [b"1"])
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
-    walk = os.walk
+    look = os.scandir
 
-    def going(root: Path) -> Iterator[tuple[str, list[str], list[str]]]:
-        for found in walk(root):
-            (tmp_path / "going").unlink()
+    def going(root: Path) -> Iterator[os.DirEntry[str]]:
+        for found in look(root):
+            (tmp_path / "going").unlink(missing_ok=True)
             yield found
 
-    monkeypatch.setattr(os, "walk", going)
-    assert dict(store.list()) == {"kept": 1, "kept too": 1}
+    monkeypatch.setattr(os, "scandir", going)
+    assert dict(store.list()) == {"kept": 1, "kept too": 1, "dangling": 0}
