@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -55,11 +56,22 @@ class Setup:
     """Whether the run is held; looking at one must not change it."""
     measure_threads: bool = False
     """Whether trainings on a CPU choose their number of threads, where the user set none; else torch's is used."""
+    asked: tuple[str, ...] = ()
+    """The options of the command at work that choose recipe, settings and data, word by word."""
     _opened: DatasetRecord | None = field(default=None, init=False)
 
     @property
     def recipe(self) -> Recipe:
         return self.run.recipe
+
+    def command(self, words: str, *overrides: str) -> str:
+        """A command line for this run, to be suggested: `words` with this command's own options, which a refused
+        command does not leave in the run, and with `overrides` (`key=value`) in place of those of the same field.
+        """
+        replaced = {override.partition("=")[0] for override in overrides}
+        kept = [word for word in self.asked if word.removeprefix("--set=").partition("=")[0] not in replaced]
+        added = [f"--set={override}" for override in overrides]
+        return shlex.join(["layerwise", *words.split(), "--run-dir", str(self.run.folder), *kept, *added])
 
     @cached_property
     def splits(self) -> Splits:

@@ -100,9 +100,18 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     if writes and options.recipe is None:
         _say_what_lies_elsewhere(run, options, data_dir)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
-        device = pick_device(options.device)
+        device, words = pick_device(options.device), options.words()
         setup = Setup(
-            run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes, measure_threads=True
+            run,
+            device,
+            data_dir,
+            options.download,
+            progress,
+            stopping,
+            stopping.at_steps,
+            writes,
+            measure_threads=True,
+            asked=words,
         )
         if not writes:
             yield setup

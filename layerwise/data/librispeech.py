@@ -8,6 +8,7 @@ folder in that layout will do. The labels and lists of Oord et al. (2018) lie be
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -127,7 +128,7 @@ def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: 
             return expected
     asked = "no --data-dir was given" if data_dir is None else f"there is no folder {expected}"
     offer = (
-        f"Either add --download --data-dir {shown}, which fetches 5.9 GiB, or fetch"
+        f"Either add --download --data-dir {shlex.quote(str(shown))}, which fetches 5.9 GiB, or fetch"
         if subset in ARCHIVE.name
         else "Fetch"
     )

@@ -10,6 +10,7 @@ Letters: N pictures.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +143,7 @@ def _folder(data_dir: Path) -> Path:
 def _ways(data_dir: Path) -> str:
     data_dir = data_dir.parent if data_dir.name == FOLDER else data_dir
     return (
-        f"Either add --download --data-dir {data_dir}, which fetches {ARCHIVE.size / 2**30:.1f} GiB, "
+        f"Either add --download --data-dir {shlex.quote(str(data_dir))}, which fetches {ARCHIVE.size / 2**30:.1f} GiB, "
         f"or fetch {ARCHIVE.urls[0]} and unpack it there, so that {data_dir / FOLDER / FILES[0]} exists"
     )
 
