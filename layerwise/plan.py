@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import activation_cache
 from layerwise import memory
 from layerwise.data.parts import Labelled
-from layerwise.errors import NotReady, Unpredictable, WillNotFit
+from layerwise.errors import NotReady, Unpredictable, UsageError, WillNotFit
 from layerwise.memory import Fit, Samples
 from layerwise.nets.module import output_shapes
 from layerwise.recipe import Recipe, Shape
@@ -156,7 +156,7 @@ def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
     """What samples are like, from the dataset, else from its settings alone."""
     try:
         facts = setup.facts
-    except NotReady:
+    except (NotReady, UsageError):  # no files, or no --data-dir
         expected = setup.recipe.dataset.expects()
         if expected is None or (isinstance(setup.recipe.dataset, Labelled) and not expected[1]):
             raise

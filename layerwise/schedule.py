@@ -139,6 +139,10 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
     """Every stage, the cache that the next one reads, and the probes, where there are labels; what is done already is
     skipped.
     """
+    if fresh:
+        setup.forget_dataset()
+    elif finished(setup, 1) is None:
+        _ = setup.splits  # missing files are found before anything is predicted or written
     setup.progress.note(str(require_fit(setup)))
     for number in train_all(setup, fresh=fresh):
         for part, holder in enumerate(setup.holders, 1):

@@ -21,7 +21,7 @@ from layerwise.records import DATASET, DatasetRecord, read_record
 from layerwise.run import Run
 from layerwise.seeding import derive_seed, seeded
 from layerwise.step import Arithmetic, Learner
-from layerwise.storage import remove_file, write_json
+from layerwise.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,7 @@ class Setup:
     asked: tuple[str, ...] = ()
     """The options of the command at work that choose recipe, settings and data, word by word."""
     _opened: DatasetRecord | None = field(default=None, init=False)
+    _forgotten: bool = field(default=False, init=False)
 
     @property
     def recipe(self) -> Recipe:
@@ -94,7 +95,8 @@ class Setup:
                 name: round(split.lengths.mean()) for name, split in named.items() if split.lengths is not None
             },
         }
-        self._require_same_dataset(facts)
+        if not self._forgotten:
+            self._require_same_dataset(facts)
         self._opened = facts
         if self.writes:
             write_json(self._note, facts)
@@ -122,10 +124,12 @@ class Setup:
         )
 
     def forget_dataset(self) -> None:
-        """Begin again, with whatever the dataset holds now."""
-        remove_file(self._note)
-        for name in ("splits", "facts", "module_facts"):
-            self.__dict__.pop(name, None)
+        """Begin again, with whatever the dataset holds now; the run keeps its note where that cannot be opened."""
+        if not self._forgotten:
+            for name in ("splits", "facts", "module_facts"):
+                self.__dict__.pop(name, None)
+            self._forgotten = True
+            _ = self.splits
 
     @property
     def _note(self) -> Path:
