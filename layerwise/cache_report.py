@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import activation_cache
-from layerwise.errors import DamagedData, NotReady
-from layerwise.module_cache import cache_errors, cache_key, open_cache
-from layerwise.rolling import read_rolling, rolls, window_note
+from layerwise.errors import NotReady
+from layerwise.module_cache import cache_key, open_cache
+from layerwise.rolling import rolls
 from layerwise.setup import Setup
 
 
@@ -82,32 +82,3 @@ def _differing(slot: Path, key: Mapping[str, Any]) -> list[str]:
     """The fields in which a slot differs from the cache that its window belongs to."""
     own = activation_cache.inspect(slot).key or key
     return list(activation_cache.differences({n: v for n, v in own.items() if not n.startswith("slot.")}, key))
-
-
-def verify_caches(setup: Setup) -> list[dict[str, Any]]:
-    """Read every byte of every cache of the run. `damaged`: path to what is wrong with it; `unexpected`: files that
-    no writer of a cache put there.
-    """
-    found: list[dict[str, Any]] = []
-    for number in range(1, setup.depth + 1):
-        try:
-            read_rolling(setup, number)
-        except DamagedData as error:
-            note = window_note(setup, number)
-            damage = {"damaged": {note.name: str(error)}, "unexpected": []}
-            found.append({"module": number, "location": str(note.parent), "bytes": 0, "files": 1, **damage})
-        window = sorted(setup.run.window(number).glob("slot-*"))
-        for location in (setup.run.cache(number), *window):
-            status = activation_cache.inspect(location)
-            if status.state in ("absent", "partial"):
-                continue
-            if status.state == "stale":  # of another format: no key was given
-                setup.progress.note(status.reason)
-                continue
-            setup.progress.note(f"reading {location}")
-            with cache_errors(setup, number):
-                report = activation_cache.verify(location)
-            facts = {"bytes": report.bytes, "files": report.files}
-            wrong = {"damaged": dict(report.damaged), "unexpected": list(report.unexpected)}
-            found.append({"module": number, "location": str(location), **facts, **wrong})
-    return found

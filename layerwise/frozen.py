@@ -6,6 +6,7 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -22,7 +23,7 @@ from layerwise.records import STAGE, StageRecord, read_record
 from layerwise.rolling import read_rolling
 from layerwise.setup import Setup
 from layerwise.step import Learner
-from layerwise.storage import file_sha256, write_json
+from layerwise.storage import write_json
 from layerwise.tensors import load_tensors, save_tensors, weights_digest
 from layerwise.threads import set_by_user, threads_restored
 
@@ -140,7 +141,7 @@ def missing_weights(setup: Setup, number: int) -> str | None:
     path = setup.run.stage(number) / "module.safetensors"
     if path.is_file():
         return None
-    again = setup.command(f"stage {number} --fresh")
+    again = f"layerwise stage {number} --fresh --run-dir {shlex.quote(str(setup.run.folder))}"
     return f"{path} is missing: put it back, or train the module again with: {again}"
 
 
@@ -170,7 +171,8 @@ def require_stage(setup: Setup, number: int) -> dict[str, Any]:
 
 
 def _not_trained(setup: Setup, number: int) -> NotReady:
-    return NotReady(f"module {number} is not trained yet. Run: {setup.command(f'stage {number}')}")
+    folder = shlex.quote(str(setup.run.folder))
+    return NotReady(f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {folder}")
 
 
 def require_stages(setup: Setup, number: int) -> None:
@@ -202,17 +204,3 @@ def load_frozen(setup: Setup, number: int) -> list[Module]:
         module.load_state_dict(load_tensors(path, record["sha256"], module.state_dict()))
         module.to(setup.device).eval().requires_grad_(False)
     return modules
-
-
-def verify_stages(setup: Setup) -> list[dict[str, Any]]:
-    """Each finished stage's weights, read and compared with their record; `damaged` is the path of a file that
-    differs, or None.
-    """
-    found = []
-    for number in range(1, setup.depth + 1):
-        record = _read_stage(setup, number)
-        if record is not None:
-            path = setup.run.stage(number) / "module.safetensors"
-            damaged = None if file_sha256(path) == record["sha256"] else str(path)
-            found.append({"module": number, "damaged": damaged})
-    return found

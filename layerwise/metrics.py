@@ -48,7 +48,7 @@ def read_metrics(path: Path, modules: int) -> Metrics:
     found = Metrics([], [], torn=bool(torn))
     for number, line in enumerate(lines, 1):
         epoch = _parse(line, modules)
-        if epoch is None:
+        if epoch is None or (found.epochs and epoch["epoch"] <= found.epochs[-1]["epoch"]):  # or it is there twice
             found.damaged.append(number)
         else:
             found.epochs.append(epoch)

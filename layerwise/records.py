@@ -190,11 +190,11 @@ class EpochRecord(TypedDict):
 
 @_exact
 class ReportRecord(TypedDict):
-    """report/manifest.json: the files of the report, and the probes that it shows."""
+    """report/manifest.json: the files of the report, and the records of the run that it shows."""
 
     finished: bool
     files: dict[Annotated[str, Field(pattern=r"^[a-z]+\.(html|png)$")], Digest]
-    probes: list[Annotated[str, Field(pattern=r"^[^/\x00]+\.json$")]]
+    shows: list[Annotated[str, Field(pattern=r"^(stages/[0-9]{1,5}/stage|probes/[A-Za-z0-9_-]+)\.json$")]]
 
 
 Form = TypeVar("Form")

@@ -51,9 +51,7 @@ class Run:
 
     def cache(self, number: int) -> Path | str:
         """In the run's own folder, or below the URL that the recipe names, in a folder of the run's name."""
-        url = self.recipe.cache.url
-        name = os.path.basename(os.path.abspath(self.folder))  # of `.` too, which has none itself
-        return self.caches / str(number) if url is None else f"{url.rstrip('/')}/{name}/{number}"
+        return cache_location(self.folder, self.recipe.cache.url, number)
 
     def window(self, number: int) -> Path:
         """The rolling window on a cache that does not fit the disk."""
@@ -111,6 +109,12 @@ class Run:
         with lock(self.folder, purpose):
             sweep(self.folder)
             yield
+
+
+def cache_location(folder: Path, url: str | None, number: int) -> Path | str:
+    """Where the cache of module `number` of the run in `folder` lies; `url` is the recipe's cache.url."""
+    name = os.path.basename(os.path.abspath(folder))  # of `.` too, which has none itself
+    return folder / "caches" / str(number) if url is None else f"{url.rstrip('/')}/{name}/{number}"
 
 
 def run_name(recipe: Recipe) -> str:

@@ -17,7 +17,7 @@ from pathlib import Path
 from activation_cache.files import open_regular
 from layerwise.errors import DamagedData, RunLocked, UsageError
 from layerwise.metrics import METRICS
-from layerwise.storage import raise_misplaced, read_json, temporary_of
+from layerwise.storage import raise_misplaced, read_file, read_json, temporary_of
 
 RECORDS = ("run.json", "recipe.json", "dataset.json")
 FOLDERS = ("stages", "caches", "probes", "report")
@@ -25,11 +25,13 @@ LOCK = "lock"
 HOLDER = re.compile(r"process \d+ \([^()\n]{1,80}\)")
 """What a lock says of the process that holds it, or that was killed while it did."""
 
-STAGE = re.compile(r"\d{1,5}(-\d{1,5})?")
+STAGE_FOLDER = re.compile(r"\d{1,5}(-\d{1,5})?")
 """The folder of a module, or of modules that are trained together."""
 TENSORS = re.compile(r"checkpoint-\d+-\d+\.safetensors")
 """Those of a checkpoint."""
 CACHE = re.compile(r"\d{1,5}(-window)?")
+SLOT = re.compile(r"slot-\d{6,12}")
+"""The folder of a slot of a rolling window."""
 PICTURE = re.compile(r"[a-z]+\.png")
 
 IN_STAGE = ("stage.json", "module.safetensors", "checkpoint.json", METRICS)
@@ -66,7 +68,7 @@ def folders_of(run: Path) -> Iterator[tuple[Path, Callable[[str], bool]]]:
     for name, ours in (("caches", _in_caches), ("probes", _in_probes), ("report", _in_report)):
         if is_folder(run / name):
             yield run / name, ours
-    for stage in subfolders(run / "stages", STAGE):
+    for stage in subfolders(run / "stages", STAGE_FOLDER):
         yield stage, _in_stage
 
 
@@ -100,13 +102,13 @@ def is_run(folder: Path) -> bool:
     """Whether a record of ours lies there whose seal holds."""
     records = [folder / name for name in RECORDS]
     with suppress(DamagedData):
-        records += [
-            stage / name for stage in subfolders(folder / "stages", STAGE) for name in ("stage.json", "checkpoint.json")
-        ]
-    return any(_sealed(path) for path in records)
+        for stage in subfolders(folder / "stages", STAGE_FOLDER):
+            records += [stage / "stage.json", stage / "checkpoint.json"]
+    return any(is_sealed(path) for path in records)
 
 
-def _sealed(path: Path) -> bool:
+def is_sealed(path: Path) -> bool:
+    """Whether the file is a record of ours, as it was written."""
     with suppress(DamagedData, OSError):
         return read_json(path) is not None
     return False
@@ -154,7 +156,7 @@ def lock(run: Path, purpose: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = not _lies_at(descriptor, path)  # a command that did nothing removes its lock
+            held = False
         except BlockingIOError:
             held = True
         said = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -178,13 +180,6 @@ def lock(run: Path, purpose: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lies_at(descriptor: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
-    except FileNotFoundError:
-        return False
-
-
 def sweep(run: Path) -> None:
     """Remove the temporary files of a command that was killed while it wrote; for the holder of the run alone."""
     for folder, ours in folders_of(run):
@@ -192,3 +187,25 @@ def sweep(run: Path) -> None:
             target = temporary_of(name)
             if target is not None and ours(target) and not (folder / name).is_dir():
                 (folder / name).unlink()
+
+
+MARK = b'<meta name="generator" content="layerwise">'
+"""In the first kilobyte of a page of ours."""
+
+
+def require_own_report(folder: Path) -> None:
+    """
+    Raises:
+        UsageError: a page or a picture of the user lies where the report would be written.
+        DamagedData: a link or a file lies in the folder's place.
+    """
+    there = [name for name in os.listdir(folder) if _in_report(name)] if is_folder(folder) else []
+    if not there or is_sealed(folder / MANIFEST):
+        return
+    with suppress(DamagedData):
+        if MARK in (read_file(folder / PAGE) or b"")[:1024]:
+            return
+    raise UsageError(
+        f"{folder} holds {', '.join(sorted(there))}, which layerwise did not write and would write over: move what is "
+        f"there: mv {shlex.quote(str(folder))} {shlex.quote(str(folder) + '.mine')}"
+    )

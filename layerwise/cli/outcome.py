@@ -57,13 +57,16 @@ def interruption_as_error() -> Iterator[None]:
 
 
 def exit_code(error: Exception) -> int | None:
-    from layerwise.errors import LayerwiseError
+    from layerwise.errors import DamagedData, LayerwiseError
 
     if isinstance(error, LayerwiseError):
         return error.exit_code
+
+    from activation_cache import CacheError, Damaged
+    from activation_cache.files import NotARegularFile
+
+    if isinstance(error, (Damaged, NotARegularFile)):
+        return DamagedData.exit_code
     if isinstance(error, OSError):
         return 1 if error.filename is not None else None
-
-    from activation_cache import CacheError
-
     return 1 if isinstance(error, CacheError) else None  # looking at a cache, such as on a store that is not reached

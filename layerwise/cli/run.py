@@ -22,8 +22,10 @@ def command(fresh: bool, options: Options) -> None:
         from layerwise.render.report import write_report
         from layerwise.render.tables import probe_table
         from layerwise.results import collect
+        from layerwise.run_files import require_own_report
         from layerwise.schedule import run_all
 
+        require_own_report(setup.run.report)  # before hours of training, not after
         run_all(setup, fresh=fresh)
         results = collect(setup)
         page = write_report(results, setup.run.report)

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
 
 import click
 
 from layerwise.cli.command import Command
-from layerwise.cli.common import setup_for
-from layerwise.cli.options import RUN, Options, options
+from layerwise.cli.common import run_folder
+from layerwise.cli.options import Options, options
 from layerwise.cli.outcome import emit
 
 
 @click.command(cls=Command, name="verify")
-@options(*RUN)
+@options("recipe", "run_dir", recipe="Verify the run of this recipe. Default: the run used last.")
 def command(options: Options) -> None:
-    """Read every byte of a run's caches and frozen modules, and name whatever is damaged. Exits 65 if anything is."""
-    with setup_for(options, purpose="verify", writes=False) as setup:
-        from layerwise.cache_report import verify_caches
-        from layerwise.errors import DamagedData
-        from layerwise.frozen import verify_stages
-        from layerwise.render.tables import verify_table
+    """Read every byte of a run and name whatever is damaged or missing. Exits 65 if anything is.
 
-        stages, caches = verify_stages(setup), verify_caches(setup)
-        found: dict[str, Any] = {"run": str(setup.run.folder), "stages": stages, "caches": caches}
-        damaged = [stage["damaged"] for stage in stages if stage["damaged"]]
-        damaged += [f"{cache['location']}/{path}" for cache in caches for path in cache["damaged"]]
-        if damaged:
-            folder = f"--run-dir {setup.run.folder}"
-            problem = DamagedData(
-                f"{len(damaged)} damaged: {', '.join(damaged[:5])}{' …' if damaged[5:] else ''}. Mend a cache with: "
-                f"layerwise cache --module N --repair {folder}; a module with: layerwise stage N --fresh {folder}"
-            )
-            found |= {"error": "DamagedData", "message": str(problem), "exit_code": problem.exit_code}
-        emit(options, found, lambda: verify_table(found))
-        if damaged:
-            if options.json:  # one document: the error is in it
-                sys.exit(problem.exit_code)
-            raise problem
+    Records, weights, metrics, checkpoints, probes, caches and the report are compared with what was written; neither
+    the recipe nor the dataset is needed.
+    """
+    from layerwise.errors import DamagedData
+    from layerwise.render.tables import verify_table
+    from layerwise.verification import verify_run
+
+    found = verify_run(run_folder(options), lambda text: click.echo(text, err=True))
+    result = found.as_json()
+    if found.damaged:
+        paths = list(found.damaged)
+        mends = "; ".join(found.mends)
+        problem = DamagedData(
+            f"{len(paths)} damaged: {', '.join(paths[:5])}{' …' if paths[5:] else ''}. Make them again with: {mends}"
+        )
+        result |= {"error": "DamagedData", "message": str(problem), "exit_code": problem.exit_code}
+    emit(options, result, lambda: verify_table(result))
+    if found.damaged:
+        if options.json:  # one document: the error is in it
+            sys.exit(problem.exit_code)
+        raise problem

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -11,7 +12,8 @@ from typing import Any
 
 from layerwise.render.plots import DARK, LIGHT, Picture, pictures
 from layerwise.render.units import duration, size
-from layerwise.storage import write_file
+from layerwise.run_files import MANIFEST, MARK, PAGE, require_own_report
+from layerwise.storage import write_file, write_json
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d5d9de; --tint: #f3f5f7;
@@ -47,18 +49,33 @@ summary { cursor: pointer; font-size: 1.2rem; font-weight: bold; margin: 2.75rem
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `report.html` and its pictures to `folder`; `results` is what `layerwise.results.collect` found.
+    """Write `report.html`, its pictures and a manifest with their hashes to `folder`.
+
+    `results` is what `layerwise.results.collect` found.
 
     Returns the page's path.
+
+    Raises:
+        UsageError: files of the user lie in their places.
     """
-    figures = []
+    require_own_report(folder)
+    figures, files = [], {}
     for picture in pictures(results):
         light, dark = picture.png(LIGHT), picture.png(DARK)
-        write_file(folder / f"{picture.name}.png", light)
+        files[f"{picture.name}.png"] = light
         figures.append(_figure(picture, light, dark))
-    page = folder / "report.html"
-    write_file(page, _page(results, figures).encode("utf-8", "backslashreplace"))
-    return page
+    files[PAGE] = _page(results, figures).encode("utf-8", "backslashreplace")
+    probes = (*results["probes"], *results.get("fixed_features", ()))
+    shows = [f"stages/{stage['module']}/stage.json" for stage in results["stages"]]
+    shows += [f"probes/{probe['module']}.json" for probe in probes]
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = {"files": hashes, "shows": shows}
+    # First what is to come, so that a report which was killed half way is not mistaken for a damaged one.
+    write_json(folder / MANIFEST, {"finished": False, **manifest})
+    for name, content in files.items():
+        write_file(folder / name, content)
+    write_json(folder / MANIFEST, {"finished": True, **manifest})
+    return folder / PAGE
 
 
 def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
@@ -67,7 +84,7 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<p class="soft">{escape(_network(results))} · {escape(_machine(results))}</p>',
-        *(f'<p class="note">{escape(note)}</p>' for note in results["dataset"]["notes"]),
+        *(f'<p class="note">{escape(note)}</p>' for note in (*results["dataset"]["notes"], *_lost(results))),
         _headlines(results),
         *figures,
         _modules(results),
@@ -80,13 +97,23 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
     # Nothing may be loaded, whatever a name in the data tries.
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK.decode()}\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
         + "\n</body>\n</html>\n"
     )
+
+
+def _lost(results: Mapping[str, Any]) -> list[str]:
+    """A sentence for each module whose curve has gaps."""
+    return [
+        f"The curves of module {stage['module']} lack {len(lost)} of {stage['epochs']} epochs, whose lines in "
+        "metrics.jsonl are damaged or missing. The weights are not affected."
+        for stage in results["stages"]
+        if (lost := stage.get("lost_epochs"))
+    ]
 
 
 def _schedule(recipe: Mapping[str, Any]) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layerwise.errors import UsageError
 from layerwise.render.plots import LIGHT, Picture, Theme, panels
 from layerwise.render.tables import show, table
 from layerwise.render.units import duration
+from layerwise.run_files import is_sealed
 from layerwise.storage import write_file, write_json
 
 if TYPE_CHECKING:
@@ -21,10 +24,26 @@ NAMES = {"gim": "GIM", "cpc": "CPC", "supervised": "Supervised"}
 
 def write_reproduction(what: str, result: Mapping[str, Any], folder: Path) -> list[Path]:
     """WHAT.json, WHAT.md and WHAT.png."""
-    files = [folder / f"{what}.{kind}" for kind in ("json", "md", "png")]
+    files = require_own_files(what, folder)
     write_json(files[0], result)
     write_file(files[1], markdown(what, result).encode())
     write_file(files[2], PICTURES[what](result).png(LIGHT))
+    return files
+
+
+def require_own_files(what: str, folder: Path) -> list[Path]:
+    """Where the result is written.
+
+    Raises:
+        UsageError: a file of the user lies there.
+    """
+    files = [folder / f"{what}.{kind}" for kind in ("json", "md", "png")]
+    there = [path for path in files if os.path.lexists(path)]
+    if there and not is_sealed(files[0]):
+        raise UsageError(
+            f"{', '.join(map(str, there))} would be written over, and layerwise did not write it: choose another "
+            "--run-dir, or move it"
+        )
     return files
 
 

@@ -14,6 +14,8 @@ from rich.table import Table
 from layerwise.render.units import duration, size
 
 WIDEST = 10_000
+MENTIONED = 20
+"""Files of others that are listed, at most."""
 
 
 def table(title: str, *columns: str) -> Table:
@@ -82,14 +84,15 @@ def repair_table(outcome: Mapping[str, Any]) -> None:
 
 
 def verify_table(found: Mapping[str, Any]) -> None:
-    made = table(f"{found['run']}: every byte read", "", "bytes", "damaged")
-    for stage in found["stages"]:
-        made.add_row(f"module {stage['module']}: weights", "", stage["damaged"] or "none")
-    for cache in found["caches"]:
-        made.add_row(f"module {cache['module']}: cache", size(cache["bytes"]), str(len(cache["damaged"]) or "none"))
-    reasons = [f"{cache['location']}/{p}: {why}" for cache in found["caches"] for p, why in cache["damaged"].items()]
-    strangers = [f"{cache['location']}/{p}: no file of ours" for cache in found["caches"] for p in cache["unexpected"]]
-    show(made, *reasons, *strangers)
+    made = table(f"{found['run']}: damaged", "file", "what is wrong")
+    for path, reason in found["damaged"].items():
+        made.add_row(path, reason)
+    lines = [f"unfinished: {path}: {reason}" for path, reason in found["unfinished"].items()]
+    lines += [f"not a file of layerwise: {path}" for path in found["unexpected"][:MENTIONED]]
+    more = len(found["unexpected"]) - MENTIONED
+    lines += [f"and {more:,} more files that are not of layerwise"] if more > 0 else []
+    intact = f"{found['files']:,} files ({size(found['bytes'])}) are as they were written"
+    show(*([made] if found["damaged"] else []), *lines, f"{found['run']}: {intact}")
 
 
 def probe_table(probes: Sequence[Mapping[str, Any]], report: Path | None = None) -> None:

@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from layerwise.errors import UsageError
 from layerwise.render.plots import DARK, LIGHT, pictures
 from layerwise.render.report import flatten, write_report
 from layerwise.results import trainings
+from layerwise.storage import read_json
 
 VOID = {"meta", "source", "img"}
 
@@ -101,6 +103,7 @@ def test_one_file_with_everything_in_it(tmp_path: Path) -> None:
     assert sorted(found.name for found in tmp_path.iterdir()) == [
         "costs.png",
         "curves.png",
+        "manifest.json",
         "probes.png",
         "report.html",
     ]
@@ -228,3 +231,25 @@ def test_dark_pictures_are_dark() -> None:
         assert light.getpixel((0, 0)) == 255
         assert isinstance(corner := dark.getpixel((0, 0)), int)
         assert corner < 40
+
+
+def test_files_of_the_user_are_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    with pytest.raises(UsageError, match=r"report\.html, which layerwise did not write"):
+        write_report(results(), tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_a_report_whose_manifest_is_damaged_is_written_again(tmp_path: Path) -> None:
+    write_report(results(), tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    write_report(results(), tmp_path)
+    assert read_json(tmp_path / "manifest.json")["finished"]
+
+
+def test_gaps_in_a_curve_are_said(tmp_path: Path) -> None:
+    found = results()
+    found["stages"][1] |= {"curve": [], "lost_epochs": [1, 2, 3, 4, 5]}
+    text = read(write_report(found, tmp_path)).text
+    assert "The curves of module 2 lack 5 of 5 epochs" in text
+    assert "The curves of module 1" not in text
