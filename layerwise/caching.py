@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 import activation_cache
 from activation_cache import Cache, CacheWriter, Calibration, SplitSpec, Stale
-from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
+from layerwise.errors import DamagedData, NotReady, StoppedEarly
 from layerwise.feeds import Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stages, with_its_threads
 from layerwise.inputs import cached_inputs, nearest_inputs
@@ -27,18 +26,22 @@ from layerwise.module_cache import (
     storage,
     stored_inputs,
 )
-from layerwise.rolling import SLOTS, Rolling, mend_window, read_rolling, settle_rolling
+from layerwise.rolling import mend_window, read_rolling
+from layerwise.room import Trained, settle
 from layerwise.setup import Setup
-from layerwise.units import size
 
 
 @with_its_threads
-def write_cache(setup: Setup, number: int) -> Cache:
+def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Cache:
     """Run frozen module `number` over every split and store what it gives; goes on where an earlier, killed writing
     stopped.
 
+    Args:
+        trained: what counts the selection of samples on which the next stage has trained.
+
     Raises:
-        NotReady: the module is not frozen.
+        NotReady: the module is not frozen, or the next stage has trained on a selection that is to be kept.
+        WillNotFit: the disk or the budget is too small even for a window.
         DamagedData: a damaged cache lies there that `repair_cache` mends.
         StoppedEarly: interrupted; whole shards are kept.
     """
@@ -46,8 +49,8 @@ def write_cache(setup: Setup, number: int) -> Cache:
     outputs = _outputs(setup, number, names)
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None
-    splits = _within_budget(setup, number, splits, outputs, calibration)
-    if cached(setup, number):  # only the size of its window had to be settled anew
+    splits = settle(setup, number, splits, outputs, calibration, trained)
+    if cached(setup, number):  # only the size of its window had to be settled
         return open_cache(setup, number)
     with cache_errors(setup, number), _begin(setup, number, splits, calibration) as writer:
         _fill(setup, number, writer, outputs)
@@ -89,54 +92,6 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
     if writer.left:
         setup.progress.note(f"left in {location}, since no cache wrote it: {', '.join(writer.left)}")
     return writer
-
-
-def _within_budget(
-    setup: Setup, number: int, splits: list[SplitSpec], outputs: Feed, calibration: Calibration | None
-) -> list[SplitSpec]:
-    """The splits that are stored whole: all, or if they do not fit or are to be renewed, all but `train`, whose window
-    is settled.
-
-    Raises:
-        WillNotFit: not even a window fits.
-    """
-    kept, location, cache = storage(setup), setup.run.cache(number), setup.recipe.cache
-    # As in `_calibration`: the first samples in order may compress better than the others.
-    ragged = outputs.shape("train").ragged
-    some = next(outputs.in_order("train", view=0) if ragged else outputs.shuffled(epoch=0)).inputs
-    ratio = activation_cache.measured_ratio(as_stored(some, kept), kept, calibration)
-    needed = activation_cache.estimate(splits, kept, ratio)
-    room = activation_cache.available(location, cache.budget)
-    left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
-    limit = "" if room is None else f"; {'the budget is' if room == cache.budget else 'the disk has'} {size(room)}"
-    setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}{limit}")
-    if room is None:  # on an object store
-        room = 2 * needed
-    rolling: Rolling | None = None
-    if needed > room or cache.renew:
-        stale = activation_cache.inspect(location, cache_key(setup, number)).state == "stale"
-        rolling = None if stale else read_rolling(setup, number)  # samples of something else had another size
-        whole = [spec for spec in splits if spec.name != "train"]
-        train = replace(next(spec for spec in splits if spec.name == "train"), views=1)
-        if None in train.shape:
-            raise WillNotFit(
-                f"the cache of module {number} takes about {size(needed)}, and {size(room)} may be used. Its training "
-                "samples differ in length, and a window rolls over samples of one length only: make room for "
-                f"{size(needed)} without cache.renew, or train on pieces of one length"
-            )
-        if rolling is None:
-            with cache_errors(setup, number):
-                besides = activation_cache.estimate(whole, kept, ratio)
-                each = activation_cache.slot_samples(train, kept, room, slots=SLOTS, ratio=ratio, besides=besides)
-            rolling = Rolling(SLOTS, each, cache.window_epochs)
-        splits = whole
-        held = rolling.slots * rolling.slot_samples
-        setup.progress.note(
-            f"{'that does not fit' if needed > room else 'they are to be renewed'}: the next stage trains on a window "
-            f"of {held:,} of {train.samples:,} samples, a quarter of which is replaced every {rolling.epochs} epochs"
-        )
-    settle_rolling(setup, number, rolling)
-    return splits
 
 
 @with_its_threads

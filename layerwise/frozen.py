@@ -6,7 +6,6 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -141,7 +140,7 @@ def missing_weights(setup: Setup, number: int) -> str | None:
     path = setup.run.stage(number) / "module.safetensors"
     if path.is_file():
         return None
-    again = f"layerwise stage {number} --fresh --run-dir {shlex.quote(str(setup.run.folder))}"
+    again = setup.command(f"stage {number} --fresh")
     return f"{path} is missing: put it back, or train the module again with: {again}"
 
 
@@ -171,8 +170,7 @@ def require_stage(setup: Setup, number: int) -> dict[str, Any]:
 
 
 def _not_trained(setup: Setup, number: int) -> NotReady:
-    folder = shlex.quote(str(setup.run.folder))
-    return NotReady(f"module {number} is not trained yet. Run: layerwise stage {number} --run-dir {folder}")
+    return NotReady(f"module {number} is not trained yet. Run: {setup.command(f'stage {number}')}")
 
 
 def require_stages(setup: Setup, number: int) -> None:

@@ -7,10 +7,19 @@ from functools import partial
 
 import activation_cache
 from activation_cache import SplitSpec, Window
-from layerwise.errors import NotReady
+from layerwise.errors import NotReady, WillNotFit
 from layerwise.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import load_frozen, require_stages
-from layerwise.module_cache import as_stored, cache_command, cache_errors, cache_key, cached, open_cache, storage
+from layerwise.module_cache import (
+    as_stored,
+    cache_command,
+    cache_errors,
+    cache_key,
+    cached,
+    open_cache,
+    over_budget,
+    storage,
+)
 from layerwise.rolling import WindowFeed, filling, read_rolling, rolls
 from layerwise.setup import Setup
 
@@ -44,16 +53,22 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
     below = number - 1
     cache, batch_size = open_cache(setup, below), setup.recipe.training.batch_size
     mend = f"{cache_command(setup, below)} --repair"
-    feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
     if not rolls(setup, below):
-        return feed
+        found = activation_cache.inspect(setup.run.cache(below))
+        if over_budget(setup, found):
+            raise WillNotFit(
+                f"the cache of module {below} takes {found.bytes:,} bytes, more than the budget of "
+                f"{setup.recipe.cache.budget:,}. Write it again as a window with: {cache_command(setup, below)}"
+            )
+        return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
     rolling = read_rolling(setup, below)
     if rolling is None:
         raise NotReady(
             f"the window on the outputs of module {below} was made for another --cache-budget than "
-            f"{setup.recipe.cache.budget}, or another cache.renew than {str(setup.recipe.cache.renew).lower()}. Settle "
-            f"its size anew with: {cache_command(setup, below)}"
+            f"{setup.recipe.cache.budget}, for another cache.renew than {str(setup.recipe.cache.renew).lower()}, or "
+            f"for batches of fewer than {batch_size} samples. Settle its size anew with: {cache_command(setup, below)}"
         )
+    feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
     split = next(iter(cache.splits.values()))
     location, kept = setup.run.window(below), storage(setup)
     source = DatasetFeed(setup.splits, batch_size, setup.order_seed(number))

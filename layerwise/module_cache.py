@@ -5,7 +5,6 @@ The cache's key holds all that can change a value in it. A cache whose key diffe
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 import activation_cache
-from activation_cache import Cache, CacheError, Storage
+from activation_cache import Cache, CacheError, Status, Storage
 from layerwise.errors import DamagedData, NotReady, RunLocked, WillNotFit
 from layerwise.frozen import frozen_digests
 from layerwise.rolling import read_rolling, rolls
@@ -101,13 +100,19 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
 
 
 def cache_command(setup: Setup, number: int) -> str:
-    return f"layerwise cache --module {number} --run-dir {shlex.quote(str(setup.run.folder))}"
+    return setup.command(f"cache --module {number}")
 
 
 def cached(setup: Setup, number: int) -> bool:
-    """Whether module `number`'s cache is whole, made from what the recipe asks for, and its window, if it has one, of
-    the size that the budget allows.
+    """Whether module `number`'s cache is whole, made from what the recipe asks for, and within the budget; and its
+    window, if it has one, of a size that was settled for these settings.
     """
     if rolls(setup, number) and read_rolling(setup, number) is None:
         return False
-    return activation_cache.inspect(setup.run.cache(number), cache_key(setup, number)).state == "valid"
+    found = activation_cache.inspect(setup.run.cache(number), cache_key(setup, number))
+    return found.state == "valid" and not over_budget(setup, found)
+
+
+def over_budget(setup: Setup, found: Status) -> bool:
+    """Whether a cache that was written under another budget is larger than the recipe allows now."""
+    return setup.recipe.cache.budget is not None and found.bytes > setup.recipe.cache.budget

@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import activation_cache
 from layerwise import memory
 from layerwise.data.parts import Labelled
-from layerwise.errors import NotReady, Unpredictable, WillNotFit
+from layerwise.errors import NotReady, Unpredictable, UsageError, WillNotFit
 from layerwise.memory import Fit, Samples
 from layerwise.nets.module import output_shapes
 from layerwise.recipe import Recipe, Shape
+from layerwise.rolling import SLOTS, least_slot
 from layerwise.setup import DatasetFacts, Setup
 from layerwise.units import size
 
@@ -155,7 +156,7 @@ def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
     """What samples are like, from the dataset, else from its settings alone."""
     try:
         facts = setup.facts
-    except NotReady:
+    except (NotReady, UsageError):  # no files, or no --data-dir
         expected = setup.recipe.dataset.expects()
         if expected is None or (isinstance(setup.recipe.dataset, Labelled) and not expected[1]):
             raise
@@ -201,8 +202,9 @@ def _cache_bytes(recipe: Recipe, counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def _cache_floor(recipe: Recipe, counts: Mapping[str, int], each: int) -> int:
-    """`each`: values of a training sample."""
-    values = sum({**counts, "train": recipe.training.batch_size * each}.values())
+    """`each`: values of a training sample. A window holds a batch, and fills one more slot."""
+    window = (SLOTS + 1) * least_slot(recipe.training.batch_size) * each
+    values = sum({**counts, "train": min(window, counts["train"])}.values())
     return int(values * ITEM[recipe.cache.dtype] * _left(recipe))
 
 

@@ -84,9 +84,16 @@ class DatasetSettings(Settings, ABC):
         """The splits, ready to read; `progress` is told of a download or a long look through the files.
 
         Raises:
+            UsageError: it reads files, and there is no `data_dir`.
             NotReady: files are missing; the message lists them and says how to get them.
             DamagedData: files are there and unreadable.
         """
+
+    def heeds(self) -> frozenset[str]:
+        """Which of `data_dir` and `download` mean something to `open`: the others are refused where a user gives
+        them.
+        """
+        return frozenset({"data_dir", "download"})
 
     def expects(self) -> tuple[Shape, dict[str, int]] | None:
         """Shape of a sample, and number of classes of each task, where the settings alone tell; None where only the

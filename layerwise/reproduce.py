@@ -21,6 +21,7 @@ import torch
 
 from layerwise.errors import StoppedEarly, UsageError
 from layerwise.frozen import require_stage
+from layerwise.holding import hold
 from layerwise.memory.rows import PAPER, Asked, Row, count_modules, row_recipe, work_out_apart
 from layerwise.paper import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
 from layerwise.patches import exciting_patches, require_patches
@@ -103,8 +104,7 @@ class Ground:
             at_steps=stopping.at_steps,
             measure_threads=True,
         )
-        with run.locked("reproduce"):
-            run.follow(self.source, overrides, self.data_dir, self.as_written)
+        with hold(run, "reproduce", self.source, overrides, self.data_dir, self.as_written, remember=False):
             if task is not None:
                 choose_task(setup, task)
             for _ in train_all(setup, fresh=self.fresh and folder not in self._anew):

@@ -7,7 +7,7 @@ the rest. The splits that are judged on (validation, probe, test) are always sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -53,6 +53,23 @@ class Rolling:
     def identity(self) -> dict[str, int]:
         return asdict(self)
 
+    @property
+    def samples(self) -> int:
+        """In the window at any time."""
+        return self.slots * self.slot_samples
+
+    def same_size(self, window: Mapping[str, Any] | None) -> bool:
+        """Whether a window of this `identity` is as large."""
+        return window is not None and (window.get("slots"), window.get("slot_samples")) == (
+            self.slots,
+            self.slot_samples,
+        )
+
+
+def least_slot(batch_size: int) -> int:
+    """Samples of a slot, so that the window holds a batch."""
+    return -(-batch_size // SLOTS)
+
 
 def rolls(setup: Setup, number: int) -> bool:
     """Whether the cache of module `number` was written without its training samples: a window holds some of them."""
@@ -60,25 +77,31 @@ def rolls(setup: Setup, number: int) -> bool:
 
 
 def read_rolling(setup: Setup, number: int) -> Rolling | None:
-    """How the window on the outputs of module `number` rolls; None where there is none, or where it was settled for
-    another budget or, in spite of room for all, for a recipe that asked for it.
+    """How the window on the outputs of module `number` rolls; None where there is none, or where it has to be settled
+    again: for another budget or `renew`, or because it holds less than a batch.
     """
     known, cache = read_record(window_note(setup, number), WINDOW), setup.recipe.cache
     if known is None or (known["budget"], known.get("renew", False)) != (cache.budget, cache.renew):
         return None
-    return Rolling(known["slots"], known["slot_samples"], cache.window_epochs)
+    rolling = Rolling(known["slots"], known["slot_samples"], cache.window_epochs)
+    return rolling if rolling.samples >= setup.recipe.training.batch_size else None
 
 
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
-    """Note how a cache rolls, or that it does not, before it is written: then no window is left beside it."""
+    """Note how a cache rolls, or that it does not, before it is written. Slots of another size are removed: their
+    bytes are needed.
+    """
+    note, window = window_note(setup, number), setup.run.window(number)
+    if (rolling is None or not rolling.same_size(read_record(note, WINDOW))) and (
+        left := activation_cache.remove_window(window)
+    ):
+        setup.progress.note(f"left in {window}, since no cache wrote it: {', '.join(left)}")
     if rolling is None:
-        remove_file(window_note(setup, number))
-        if left := activation_cache.remove_window(setup.run.window(number)):
-            setup.progress.note(f"left in {setup.run.window(number)}, since no cache wrote it: {', '.join(left)}")
+        remove_file(note)
     else:
         sizes = {"slots": rolling.slots, "slot_samples": rolling.slot_samples}
         settled_for = {"budget": setup.recipe.cache.budget, "renew": setup.recipe.cache.renew}
-        write_json(window_note(setup, number), {**settled_for, **sizes})
+        write_json(note, {**settled_for, **sizes})
 
 
 def window_note(setup: Setup, number: int) -> Path:

@@ -156,7 +156,7 @@ def lock(run: Path, purpose: str) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = False
+            held = not _lies_at(descriptor, path)  # a command that did nothing removes its lock
         except BlockingIOError:
             held = True
         said = os.read(descriptor, 200).decode(errors="replace").strip()
@@ -178,6 +178,13 @@ def lock(run: Path, purpose: str) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def _lies_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def sweep(run: Path) -> None:

@@ -14,10 +14,10 @@ from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
 from layerwise.frozen import finished, freeze, require_stage, stage_identity
 from layerwise.inputs import stage_inputs
-from layerwise.module_cache import cached
 from layerwise.noise import NoisyFeed
 from layerwise.plan import require_fit
 from layerwise.probe import probe_fixed, probe_module
+from layerwise.room import unsettled
 from layerwise.seeding import derive_seed, same_bits_in_every_run
 from layerwise.setup import Setup, make_learner
 from layerwise.stage import train
@@ -139,6 +139,10 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
     """Every stage, the cache that the next one reads, and the probes, where there are labels; what is done already is
     skipped.
     """
+    if fresh:
+        setup.forget_dataset()
+    elif finished(setup, 1) is None:
+        _ = setup.splits  # missing files are found before anything is predicted or written
     setup.progress.note(str(require_fit(setup)))
     for number in train_all(setup, fresh=fresh):
         for part, holder in enumerate(setup.holders, 1):
@@ -154,6 +158,6 @@ def train_all(setup: Setup, *, fresh: bool = False) -> Iterator[int]:
     """Every stage and the cache that the next one reads; the number of each module once it is frozen."""
     for group in setup.recipe.groups(setup.depth):
         run_stage(setup, group[0], fresh=fresh)
-        if setup.recipe.feed == "cache" and group[-1] < setup.depth and not cached(setup, group[-1]):
-            write_cache(setup, group[-1])
+        if setup.recipe.feed == "cache" and group[-1] < setup.depth and (fresh or unsettled(setup, group[-1])):
+            write_cache(setup, group[-1], "ignored" if fresh else "kept")
         yield from group

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from layerwise.records import DATASET, DatasetRecord, read_record
 from layerwise.run import Run
 from layerwise.seeding import derive_seed, seeded
 from layerwise.step import Arithmetic, Learner
-from layerwise.storage import remove_file, write_json
+from layerwise.storage import write_json
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,23 @@ class Setup:
     """Whether the run is held; looking at one must not change it."""
     measure_threads: bool = False
     """Whether trainings on a CPU choose their number of threads, where the user set none; else torch's is used."""
+    asked: tuple[str, ...] = ()
+    """The options of the command at work that choose recipe, settings and data, word by word."""
     _opened: DatasetRecord | None = field(default=None, init=False)
+    _forgotten: bool = field(default=False, init=False)
 
     @property
     def recipe(self) -> Recipe:
         return self.run.recipe
+
+    def command(self, words: str, *overrides: str) -> str:
+        """A command line for this run, to be suggested: `words` with this command's own options, which a refused
+        command does not leave in the run, and with `overrides` (`key=value`) in place of those of the same field.
+        """
+        replaced = {override.partition("=")[0] for override in overrides}
+        kept = [word for word in self.asked if word.removeprefix("--set=").partition("=")[0] not in replaced]
+        added = [f"--set={override}" for override in overrides]
+        return shlex.join(["layerwise", *words.split(), "--run-dir", str(self.run.folder), *kept, *added])
 
     @cached_property
     def splits(self) -> Splits:
@@ -82,7 +95,8 @@ class Setup:
                 name: round(split.lengths.mean()) for name, split in named.items() if split.lengths is not None
             },
         }
-        self._require_same_dataset(facts)
+        if not self._forgotten:
+            self._require_same_dataset(facts)
         self._opened = facts
         if self.writes:
             write_json(self._note, facts)
@@ -110,10 +124,12 @@ class Setup:
         )
 
     def forget_dataset(self) -> None:
-        """Begin again, with whatever the dataset holds now."""
-        remove_file(self._note)
-        for name in ("splits", "facts", "module_facts"):
-            self.__dict__.pop(name, None)
+        """Begin again, with whatever the dataset holds now; the run keeps its note where that cannot be opened."""
+        if not self._forgotten:
+            for name in ("splits", "facts", "module_facts"):
+                self.__dict__.pop(name, None)
+            self._forgotten = True
+            _ = self.splits
 
     @property
     def _note(self) -> Path:

@@ -20,6 +20,7 @@ from layerwise.feeds import Batch, SampleShape
 from layerwise.module_cache import cache_errors, cached
 from layerwise.recipe_loader import apply_overrides
 from layerwise.rolling import rolls
+from layerwise.room import settle
 from layerwise.schedule import run_stage
 from tests.conftest import TINY
 
@@ -104,8 +105,8 @@ def test_samples_that_differ_in_length_make_no_window(setup):
     spec = SplitSpec("train", 64, (2, None), longest=8)
     tight = apply_overrides(TINY, ["cache.budget=1000"])
     setup.run = replace(setup.run, recipe=tight)
-    with pytest.raises(WillNotFit, match=r"differ in length.*make room for"):
-        caching._within_budget(setup, 1, [spec], Sorted(), None)
+    with pytest.raises(WillNotFit, match=r"differ in length.*cache --module 1 .*--set=cache.budget="):
+        settle(setup, 1, [spec], Sorted(), None, "preferred")
 
 
 @pytest.fixture
@@ -179,7 +180,7 @@ def test_where_there_is_no_limit_no_window_is_left(written, make_setup, monkeypa
     rolling = make_setup(apply_overrides(TINY, ["cache.budget=4200000", "cache.codec=none"]))
     write_cache(rolling, 1)
     assert rolls(rolling, 1)
-    monkeypatch.setattr(activation_cache, "available", lambda location, budget: None)  # as of an object store
+    monkeypatch.setattr(activation_cache, "available", lambda *_: None)  # as of an object store
     cache = write_cache(written, 1)
     assert "train" in cache.splits
     assert not rolls(written, 1)

@@ -145,5 +145,5 @@ def test_classes_that_only_folders_tell_are_asked_for(recipe, tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     asked = ["plan", "--recipe", recipe, "--device", "cpu", "--method", "supervised"]
     refused = CliRunner().invoke(main, asked, catch_exceptions=False)
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "--data-dir" in refused.stderr

@@ -82,7 +82,8 @@ def test_stl10_step_by_step(tmp_path: Path, layerwise: Command) -> None:
 
 
 def test_stl10_that_is_not_there(layerwise: Command) -> None:
-    answer = layerwise("stage", 1, "--recipe", "stl10", "--data-dir", "nowhere")
+    Path("empty").mkdir()
+    answer = layerwise("stage", 1, "--recipe", "stl10", "--data-dir", "empty")
     assert answer["exit_code"] == 1
     assert "lacks unlabeled_X.bin, train_X.bin, train_y.bin, test_X.bin, test_y.bin. Either" in answer["message"]
 

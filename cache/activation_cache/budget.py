@@ -69,9 +69,11 @@ def reserve(location: str | Path | Store) -> int:
     return 0 if there is None else reserve_of(there)
 
 
-def available(location: str | Path | Store, budget: int | None = None) -> int | None:
+def available(
+    location: str | Path | Store, budget: int | None = None, also: Sequence[str | Path | Store] = ()
+) -> int | None:
     """Bytes that a cache may take: the budget, as far as the disk has it; without one what the disk has, less the
-    reserve. The disk has what is free and what is the cache's own already.
+    reserve. The disk has what is free and what is the cache's own already, that at the places `also` included.
 
     None: there is neither a budget nor a limit to the store.
     """
@@ -79,25 +81,33 @@ def available(location: str | Path | Store, budget: int | None = None) -> int | 
     there = store.free()
     if there is None:
         return budget
-    there += sum(size for _, size in store.list())
-    return there - reserve(store) if budget is None else min(budget, there)
+    there += sum(size for place in (store, *map(open_store, also)) for _, size in place.list())
+    return there - reserve_of(there) if budget is None else min(budget, there)
 
 
 def slot_samples(
-    spec: SplitSpec, storage: Storage, budget: int, *, slots: int, ratio: float = 1.0, besides: int = 0
+    spec: SplitSpec,
+    storage: Storage,
+    budget: int,
+    *,
+    slots: int,
+    ratio: float = 1.0,
+    besides: int = 0,
+    least: int = 1,
 ) -> int:
     """Samples of each slot of a rolling window of `slots` slots and one being filled, within `budget` bytes.
 
-    `besides`: bytes that other splits take. Raises DoesNotFit if not even one sample a slot fits.
+    `besides`: bytes that other splits take. Raises DoesNotFit if not even `least` samples a slot fit.
     """
     each = sample_bytes(spec, storage, ratio) + SIDE_BYTES
     room = (budget - besides) / (slots + 1) - 16384
-    found = min(int(room // each), max(1, spec.samples // slots))
-    if found < 1:
-        needed = besides + (slots + 1) * math.ceil(each + 16384)
+    found = min(int(room // each), max(least, spec.samples // slots))
+    if found < least:
+        needed = besides + math.ceil((slots + 1) * (least * each + 16384)) + 1
         raise DoesNotFit(
-            f"a budget of {budget:,} bytes is too small for a window of {slots} slots and one being filled: a sample "
-            f"takes {each:,.0f} bytes and the other splits {besides:,}; at least {needed:,} are needed",
+            f"a budget of {budget:,} bytes is too small for a window of {slots} slots and one being filled, of "
+            f"{least} samples or more: a sample takes {each:,.0f} bytes and the other splits {besides:,}; at least "
+            f"{needed:,} are needed",
             needed=needed,
             free=budget,
         )

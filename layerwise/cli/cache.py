@@ -27,8 +27,9 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         import activation_cache
         from layerwise.cache_report import describe_cache, stale_caches, stale_windows
         from layerwise.caching import repair_cache, write_cache
-        from layerwise.module_cache import cache_errors, cached
+        from layerwise.module_cache import cache_errors
         from layerwise.render.tables import cache_table, prune_table, repair_table
+        from layerwise.room import unsettled
 
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)
@@ -62,9 +63,9 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
             repaired = repair_cache(setup, number)
             emit(options, repaired, lambda: repair_table(repaired))
             return
-        if cached(setup, number):
-            setup.progress.note(f"module {number}'s cache is whole and valid already")
-        else:
+        if unsettled(setup, number):
             write_cache(setup, number)
+        else:
+            setup.progress.note(f"module {number}'s cache is whole and valid already")
         facts = describe_cache(setup, number)
         emit(options, facts, lambda: cache_table(facts, last=number == setup.depth))

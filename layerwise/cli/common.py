@@ -17,6 +17,7 @@ from layerwise.cli.outcome import interruption_as_error
 from layerwise.stopping import Stopping
 
 if TYPE_CHECKING:
+    from layerwise.recipe import Recipe
     from layerwise.run import Run
     from layerwise.setup import Setup
 
@@ -62,10 +63,11 @@ def say(note: str) -> None:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
+    from layerwise.holding import hold
     from layerwise.recipe_loader import heeded, load_recipe, require_heeded, resolve_recipe
     from layerwise.remembered import remembered_recipe
     from layerwise.render.progress import console_progress
-    from layerwise.run import RUNS, last_run, open_run, remember_last, run_name
+    from layerwise.run import RUNS, last_run, open_run, run_name
     from layerwise.setup import Setup
 
     if writes:
@@ -94,21 +96,30 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
         as_written = load_recipe(source)
     recipe = resolve_recipe(as_written, overrides)
     require_heeded(recipe)
+    require_data_options(options, recipe)
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
     data_dir = options.data_dir or run.data_dir
     if writes and options.recipe is None:
         _say_what_lies_elsewhere(run, options, data_dir)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
-        device = pick_device(options.device)
+        device, words = pick_device(options.device), options.words()
         setup = Setup(
-            run, device, data_dir, options.download, progress, stopping, stopping.at_steps, writes, measure_threads=True
+            run,
+            device,
+            data_dir,
+            options.download,
+            progress,
+            stopping,
+            stopping.at_steps,
+            writes,
+            measure_threads=True,
+            asked=words,
         )
         if not writes:
             yield setup
             return
-        with run.locked(purpose), run.following(source, overrides, data_dir, as_written):
-            remember_last(folder)
+        with hold(run, purpose, source, overrides, data_dir, as_written):
             yield setup
 
 
@@ -119,6 +130,29 @@ def _say_what_lies_elsewhere(run: Run, options: Options, data_dir: Path | None) 
         say(f"{run.folder} keeps its caches at {url}")
     if data_dir is not None and options.data_dir is None:
         say(f"{run.folder} has its data at {data_dir}")
+
+
+def require_data_options(options: Options, recipe: Recipe) -> None:
+    """Hold --data-dir and --download to what the recipe's dataset reads.
+
+    Raises:
+        UsageError: one of them would have no effect, or there is no such folder.
+    """
+    from layerwise.errors import UsageError
+
+    for name, given in (("data_dir", options.data_dir is not None), ("download", options.download)):
+        if given and name not in recipe.dataset.heeds():
+            reason = "reads no files" if name == "data_dir" else "cannot be downloaded"
+            raise UsageError(
+                f"--{name.replace('_', '-')} would have no effect: the dataset of the recipe {recipe.name!r} {reason}. "
+                "Leave it out, or choose another recipe: layerwise recipes"
+            )
+    if options.data_dir is not None and not options.download and not options.data_dir.is_dir():
+        found = "is not a folder" if options.data_dir.exists() else "does not exist"
+        fetch = ", or add --download to fetch them" if "download" in recipe.dataset.heeds() else ""
+        raise UsageError(
+            f"--data-dir {str(options.data_dir)!r} {found}: name the folder that holds the dataset's files{fetch}"
+        )
 
 
 def pick_device(name: str) -> Any:

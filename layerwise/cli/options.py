@@ -38,6 +38,18 @@ class Options:
         chosen = (f"{name}={value}" for name, value in fields.items() if value is not None)
         return dataclasses.replace(self, set=(*self.set, *chosen))
 
+    def words(self) -> tuple[str, ...]:
+        """What chooses recipe, settings, data and device, as words of a command line."""
+        chosen = {"recipe": self.recipe, "method": self.method, "data-dir": self.data_dir}
+        chosen["device"] = self.device if self.device != "auto" else None
+        fields = {override.partition("=")[0].strip(): override for override in self.set}
+        if self.method is not None:
+            fields.pop("method", None)
+        return (
+            *(f"--{name}={value}" for name, value in chosen.items() if value is not None),
+            *(f"--set={override}" for override in fields.values()),
+        )
+
 
 FIELDS = {
     "schedule": "schedule",

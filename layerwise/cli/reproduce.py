@@ -7,7 +7,7 @@ import sys
 import click
 
 from layerwise.cli.command import Command
-from layerwise.cli.common import named_recipe, pick_device, stop_on_signal
+from layerwise.cli.common import named_recipe, pick_device, require_data_options, stop_on_signal
 from layerwise.cli.options import DATA, Options, options
 from layerwise.cli.outcome import emit
 
@@ -62,7 +62,9 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
     if scale is not None:
         options = options.override(scale=scale)
     source = named_recipe(options.recipe or DEFAULTS[what])
-    root = options.run_dir or RUNS / f"reproduce-{run_name(resolve_recipe(source, options.set))}"
+    recipe = resolve_recipe(source, options.set)
+    require_data_options(options, recipe)
+    root = options.run_dir or RUNS / f"reproduce-{run_name(recipe)}"
     require_own_files(what, root)  # before hours of training, not after
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
         ground = Ground(

@@ -32,6 +32,9 @@ class Digits(DatasetSettings):
             raise ValueError(f"crop {self.crop} must be at most side, {self.side}")
         return self
 
+    def heeds(self) -> frozenset[str]:
+        return frozenset()
+
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.crop, self.crop), {"class": 10}
 

@@ -22,7 +22,7 @@ from layerwise.data.decode import MOST_PIXELS, SUFFIXES, decode
 from layerwise.data.files import FolderImages, Picture, PictureStore
 from layerwise.data.images import check_levels
 from layerwise.data.seen import Facts, look_through
-from layerwise.errors import DamagedData, NotReady
+from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape, free
 
@@ -60,12 +60,15 @@ class ImageFolder(DatasetSettings):
         check_levels(self.mean, self.std, self.grayscale)
         return self
 
+    def heeds(self) -> frozenset[str]:
+        return frozenset({"data_dir"})
+
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1 if self.grayscale else 3, self.crop, self.crop), {}  # classes are told by the folders alone
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         if data_dir is None:
-            raise NotReady("the recipe reads a folder of pictures: say which with --data-dir DIR")
+            raise UsageError("the recipe reads a folder of pictures: say which with --data-dir DIR")
         if not data_dir.is_dir():
             raise NotReady(f"--data-dir {str(data_dir)!r} is not a folder; it should hold pictures")
         folders = {"train": data_dir}

@@ -8,6 +8,7 @@ folder in that layout will do. The labels and lists of Oord et al. (2018) lie be
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
@@ -105,7 +106,7 @@ def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: 
 
     Raises:
         NotReady: it is missing; the message says how to get it.
-        UsageError: a download was asked for that is not offered, or not whereto.
+        UsageError: there is no `data_dir`, or a download was asked for that is not offered.
     """
     if download and data_dir is None:
         raise UsageError("--download fetches LibriSpeech train-clean-100 (5.9 GiB): say whereto with --data-dir DIR")
@@ -125,13 +126,15 @@ def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: 
             unpack(archive, data_dir, progress)
             archive.unlink()
             return expected
-    asked = "no --data-dir was given" if data_dir is None else f"there is no folder {expected}"
     offer = (
-        f"Either add --download --data-dir {shown}, which fetches 5.9 GiB, or fetch"
+        f"Either add --download --data-dir {shlex.quote(str(shown))}, which fetches 5.9 GiB, or fetch"
         if subset in ARCHIVE.name
         else "Fetch"
     )
-    raise NotReady(f"{asked}. {offer} https://www.openslr.org/resources/12/{subset}.tar.gz and unpack it in {shown}")
+    offer += f" https://www.openslr.org/resources/12/{subset}.tar.gz and unpack it in {shown}"
+    if data_dir is None:
+        raise UsageError(f"the recipe needs LibriSpeech, and no --data-dir was given. {offer}")
+    raise NotReady(f"there is no folder {expected}. {offer}")
 
 
 def find_labels(data_dir: Path, name: str) -> Path | None:

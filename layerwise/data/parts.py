@@ -30,6 +30,9 @@ class Labelled(DatasetSettings):
 
     dataset: SerializeAsAny[DatasetSettings]
 
+    def heeds(self) -> frozenset[str]:
+        return self.dataset.heeds()
+
     def expects(self) -> tuple[Shape, dict[str, int]] | None:
         return self.dataset.expects()
 
@@ -56,6 +59,9 @@ class Fraction(DatasetSettings):
     share: float = Field(
         gt=0, le=1, description="of the samples of each split; no fewer than 64 where there are so many"
     )
+
+    def heeds(self) -> frozenset[str]:
+        return self.dataset.heeds()
 
     def expects(self) -> tuple[Shape, dict[str, int]] | None:
         return self.dataset.expects()

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
-from layerwise.errors import NotReady
+from layerwise.errors import NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape, free
 from layerwise.seeding import numpy_generator
@@ -46,10 +46,15 @@ class Speech(SpeechSettings):
 
     test: float = Field(0.2, gt=0, lt=1, description="part of each speaker's recordings that the probe is judged on")
 
+    def heeds(self) -> frozenset[str]:
+        return frozenset({"data_dir"})
+
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
-        if data_dir is None or not data_dir.is_dir():
-            asked = "no --data-dir was given" if data_dir is None else f"{data_dir} is not a folder"
-            raise NotReady(f"{asked}: the recipe needs a folder of recordings, with one sub-folder for each speaker")
+        needs = "the recipe needs a folder of recordings, with one sub-folder for each speaker"
+        if data_dir is None:
+            raise UsageError(f"{needs}: say which with --data-dir DIR")
+        if not data_dir.is_dir():
+            raise NotReady(f"{data_dir} is not a folder: {needs}")
         files = {}
         for path in sorted(data_dir.rglob("*")):
             place = path.relative_to(data_dir)

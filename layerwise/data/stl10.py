@@ -10,6 +10,7 @@ Letters: N pictures.
 from __future__ import annotations
 
 import hashlib
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -110,14 +111,14 @@ def find_files(data_dir: Path | None, *, download: bool, progress: Progress) -> 
 
     Raises:
         NotReady: files are missing; the message says which, and how to get them.
-        UsageError: a download was asked for, and not whereto.
+        UsageError: there is no `data_dir`.
     """
     if data_dir is None:
         if download:
             raise UsageError(
                 f"--download fetches STL-10 ({ARCHIVE.size / 2**30:.1f} GiB): say whereto with --data-dir DIR"
             )
-        raise NotReady(f"the recipe needs STL-10, and no --data-dir was given. {_ways(Path('DIR'))}")
+        raise UsageError(f"the recipe needs STL-10, and no --data-dir was given. {_ways(Path('DIR'))}")
     folder = _folder(data_dir)
     missing = [name for name in FILES if not (folder / name).is_file()]
     if missing and download:
@@ -142,7 +143,7 @@ def _folder(data_dir: Path) -> Path:
 def _ways(data_dir: Path) -> str:
     data_dir = data_dir.parent if data_dir.name == FOLDER else data_dir
     return (
-        f"Either add --download --data-dir {data_dir}, which fetches {ARCHIVE.size / 2**30:.1f} GiB, "
+        f"Either add --download --data-dir {shlex.quote(str(data_dir))}, which fetches {ARCHIVE.size / 2**30:.1f} GiB, "
         f"or fetch {ARCHIVE.urls[0]} and unpack it there, so that {data_dir / FOLDER / FILES[0]} exists"
     )
 

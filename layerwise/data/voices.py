@@ -68,6 +68,9 @@ class Voices(SpeechSettings):
             raise ValueError(f"noise {self.noise} must be the least ratio and then the most")
         return self
 
+    def heeds(self) -> frozenset[str]:
+        return frozenset({"data_dir"})
+
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {"speaker": self.speakers, "phone": len(PHONES)}
 

@@ -203,7 +203,7 @@ def test_what_is_not_a_picture_is_passed_by(tmp_path: Path) -> None:
 
 
 def test_missing_folders_and_empty_ones(tmp_path: Path) -> None:
-    with pytest.raises(NotReady, match="say which with --data-dir DIR"):
+    with pytest.raises(UsageError, match="say which with --data-dir DIR"):
         open_(None)
     with pytest.raises(NotReady, match="is not a folder"):
         open_(tmp_path / "nowhere")

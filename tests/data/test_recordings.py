@@ -276,7 +276,7 @@ def test_without_labels_a_note_says_where_they_come_from(tmp_path):
 
 
 def test_missing_recordings_are_one_clear_error(tmp_path):
-    with pytest.raises(NotReady, match=r"no --data-dir was given\. Either add --download --data-dir DIR"):
+    with pytest.raises(UsageError, match=r"no --data-dir was given\. Either add --download --data-dir DIR"):
         LibriSpeech().open(None, download=False, seed=0)
     with pytest.raises(NotReady, match=r"no folder .*LibriSpeech/dev-clean\. Fetch https://www.openslr.org"):
         LibriSpeech(subset="dev-clean").open(tmp_path, download=False, seed=0)

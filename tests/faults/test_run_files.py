@@ -51,7 +51,7 @@ def within(seconds: float) -> Iterator[None]:
 def held(folder: Path) -> None:
     """What every command that writes does first and last."""
     run = open_run(folder, TINY)
-    with run.locked("test"), run.following(RECIPE, [], None):
+    with run.locked("test"), run.following(RECIPE, [], None, TINY):
         pass
 
 

@@ -1,0 +1,180 @@
+"""How much of a module's outputs is stored: all of them, or, where the disk or the budget is too small or they are to
+be renewed, a window on the training samples that rolls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeAlias
+
+import activation_cache
+from activation_cache import Calibration, DoesNotFit, SplitSpec
+from activation_cache.disk import free_needed
+from layerwise.errors import NotReady, WillNotFit
+from layerwise.feeds import Feed
+from layerwise.frozen import frozen_digests
+from layerwise.module_cache import as_stored, cache_command, cache_key, cached, storage
+from layerwise.records import CHECKPOINT, STAGE, read_record
+from layerwise.rolling import SLOTS, Rolling, least_slot, read_rolling, rolls, settle_rolling
+from layerwise.setup import Setup
+from layerwise.units import size
+
+LARGER = 1.1
+"""A window that could be larger by less than this factor stays: the free space of a disk always changes a little."""
+Trained: TypeAlias = Literal["kept", "preferred", "ignored"]
+"""The samples on which the next stage has trained: refuse any others; take them where they fit; or, since that stage
+will be trained again, take what fits now.
+"""
+
+
+def unsettled(setup: Setup, number: int) -> bool:
+    """Whether module `number`'s cache is to be written, or its window, on which no stage has trained, settled again."""
+    return not cached(setup, number) or (rolls(setup, number) and _trained_on(setup, number) is None)
+
+
+def settle(
+    setup: Setup,
+    number: int,
+    splits: Sequence[SplitSpec],
+    outputs: Feed,
+    calibration: Calibration | None,
+    trained: Trained,
+) -> list[SplitSpec]:
+    """The splits to store whole: all of them, or all but `train`, whose window is settled.
+
+    Raises:
+        WillNotFit: no window of a batch fits, or not the samples on which the next stage has trained.
+        NotReady: the settings ask for other samples than those on which the next stage has trained.
+    """
+    kept, location, cache = storage(setup), setup.run.cache(number), setup.recipe.cache
+    there = activation_cache.inspect(location, cache_key(setup, number))
+    ratio = _ratio(setup, outputs, calibration)
+    whole = there.state == "valid" and not rolls(setup, number)
+    needed = there.bytes if whole else activation_cache.estimate(splits, kept, ratio)
+    room = activation_cache.available(location, cache.budget, [setup.run.window(number)])
+    left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
+    limit = "" if room is None else f"; {'the budget is' if room == cache.budget else 'the disk has'} {size(room)}"
+    setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}{limit}")
+    if room is None:  # on an object store
+        room = 2 * needed
+    # A window on samples of something else had another size.
+    known = None if there.state == "stale" else read_rolling(setup, number)
+    inputs = None if trained == "ignored" else _trained_on(setup, number)
+    stands = known is not None and inputs is not None and known.same_size(inputs.get("window"))
+    rolling, train = None, replace(next(spec for spec in splits if spec.name == "train"), views=1)
+    others = [spec for spec in splits if spec.name != "train"]
+    if needed > room or cache.renew:
+        least = least_slot(setup.recipe.training.batch_size)
+        if known is not None and stands and trained == "kept":
+            least = known.slot_samples
+        rolling = _largest_window(setup, number, train, others, ratio, room, needed, least)
+    if known is not None and (rolling is None or known.slot_samples <= rolling.slot_samples):
+        near = inputs is None and rolling is not None and rolling.slot_samples <= LARGER * known.slot_samples
+        rolling = known if stands or near else rolling
+    if trained == "kept" and inputs is not None:
+        _require_same(setup, number, inputs.get("window"), rolling, room, needed)
+    if rolling is not None:
+        setup.progress.note(
+            f"{'that does not fit' if needed > room else 'a part of them is renewed'}: the next stage trains on a "
+            f"window of {rolling.samples:,} of {train.samples:,} samples, a quarter of which is replaced every "
+            f"{rolling.epochs} epochs"
+        )
+    settle_rolling(setup, number, rolling)
+    return list(splits) if rolling is None else others
+
+
+def _ratio(setup: Setup, outputs: Feed, calibration: Calibration | None) -> float:
+    """What the codec leaves of a batch, drawn at random: the first samples in order may compress better."""
+    kept, ragged = storage(setup), outputs.shape("train").ragged
+    some = next(outputs.in_order("train", view=0) if ragged else outputs.shuffled(epoch=0)).inputs
+    return activation_cache.measured_ratio(as_stored(some, kept), kept, calibration)
+
+
+def _largest_window(
+    setup: Setup,
+    number: int,
+    train: SplitSpec,
+    others: Sequence[SplitSpec],
+    ratio: float,
+    room: int,
+    needed: int,
+    least: int,
+) -> Rolling:
+    """
+    Args:
+        least: samples of a slot.
+
+    Raises:
+        WillNotFit: not so many fit, or the samples differ in length.
+    """
+    kept = storage(setup)
+    if None in train.shape:
+        raise WillNotFit(
+            f"the cache of module {number} takes about {size(needed)}. Its training samples differ in length, and a "
+            "window rolls over samples of one length only: train on pieces of one length, or without cache.renew. "
+            f"{_way_out(setup, number, room, needed)}"
+        )
+    besides = activation_cache.estimate(others, kept, ratio)
+    try:
+        each = activation_cache.slot_samples(train, kept, room, slots=SLOTS, ratio=ratio, besides=besides, least=least)
+    except DoesNotFit as error:
+        raise WillNotFit(
+            f"the cache of module {number} takes about {size(needed)}, or {error.needed:,} bytes for a window of "
+            f"{SLOTS * least:,} training samples, the fewest for this stage, with all samples of the other splits. "
+            f"{_way_out(setup, number, room, error.needed)}"
+        ) from error
+    return Rolling(SLOTS, each, setup.recipe.cache.window_epochs)
+
+
+def _way_out(setup: Setup, number: int, room: int, needed: int) -> str:
+    """What there is, and the commands that lead on: with `needed` bytes, or without a cache."""
+    location, budget = setup.run.cache(number), setup.recipe.cache.budget
+    free = activation_cache.free(location)
+    more, command = 0, cache_command(setup, number)
+    if free is not None:
+        own = sum(activation_cache.inspect(place).bytes for place in (location, setup.run.window(number)))
+        more = (free_needed(needed) if budget is None else needed) - own - free
+    if budget is not None and budget < needed:
+        command = setup.command(f"cache --module {number}", f"cache.budget={needed}")
+    there = f"The budget is {room:,} bytes" if room == budget else f"The disk has {room:,} bytes for it"
+    first = f"Free {more:,} more on the disk of {location}, then run" if more > 0 else "Run"
+    return f"{there}. {first}: {command} ; or train without caches: {setup.command('run', 'feed=recompute')}"
+
+
+def _require_same(
+    setup: Setup, number: int, before: Mapping[str, Any] | None, rolling: Rolling | None, room: int, needed: int
+) -> None:
+    """
+    Raises:
+        WillNotFit, NotReady: the next stage has trained on other samples; the message says how to go on.
+    """
+    if rolling is None if before is None else (rolling is not None and rolling.same_size(before)):
+        return
+    then = "all training samples" if before is None else _held(before)
+    now = "all training samples" if rolling is None else _held(rolling.identity)
+    again = (
+        f"To train stage {number + 1} again on {now}: {cache_command(setup, number)} && "
+        f"{setup.command(f'stage {number + 1} --fresh')}"
+    )
+    if before is None and needed > room:
+        raise WillNotFit(
+            f"stage {number + 1} has trained on {then}, and the cache of module {number} takes {needed:,} bytes. "
+            f"{_way_out(setup, number, room, needed)} ; {again}"
+        )
+    raise NotReady(
+        f"stage {number + 1} has trained on {then}, and cache.budget and cache.renew now ask for {now}. Go back to "
+        f"those settings. {again}"
+    )
+
+
+def _held(window: Mapping[str, Any]) -> str:
+    return f"a window of {window.get('slots')} slots of {window.get('slot_samples')} samples"
+
+
+def _trained_on(setup: Setup, number: int) -> dict[str, Any] | None:
+    """The inputs of the next stage, by its record or its checkpoint; None unless they were made by these weights."""
+    folder = setup.run.stage(number + 1)
+    record = read_record(folder / "stage.json", STAGE) or read_record(folder / "checkpoint.json", CHECKPOINT)
+    inputs = None if record is None else record["made_from"].get("inputs")
+    return inputs if isinstance(inputs, dict) and inputs.get("weights") == frozen_digests(setup, number) else None
