@@ -153,11 +153,11 @@ class ObjectiveSettings(Settings, ABC):
 class Optimiser(Settings):
     """Adam (Kingma & Ba 2014)."""
 
-    learning_rate: float = Field(2e-4, gt=0, le=10)
-    beta1: float = Field(0.9, ge=0, lt=1)
-    beta2: float = Field(0.999, ge=0, lt=1)
-    epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
+    learning_rate: float = Field(2e-4, gt=0, le=10, description="size of a step; no unit")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients, each step")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of the squared gradients, each step")
+    epsilon: float = Field(1e-8, gt=0, description="added to the root of that mean before it divides the step")
+    weight_decay: float = Field(0.0, ge=0, description="times the weight, added to its gradient")
 
 
 class Training(Settings):
@@ -189,7 +189,7 @@ class Training(Settings):
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
     checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
     micro_batch: int | None = free(
-        None, ge=1, description="samples that go through the module at once; None: the whole batch"
+        None, ge=1, description="samples that go through the module at once; null: the whole batch"
     )
     checkpointing: bool = free(
         False, description="keep activations between a module's blocks only, and compute the others again"
@@ -206,9 +206,9 @@ class Probe(Settings):
     """
 
     learning_rates: tuple[float, ...] = Field(
-        (1e-3,), min_length=1, description="more than one: the best on a fifth of the training samples is taken"
+        (1e-3,), min_length=1, description="of Adam; of several, the best on a fifth of the training samples is taken"
     )
-    epochs: int = Field(300, ge=1, description="epochs")
+    epochs: int = Field(300, ge=1, description="epochs a classifier is trained")
     standardise: bool = Field(
         False,
         description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not",
@@ -226,8 +226,13 @@ class Probe(Settings):
 class SpeechProbes(Settings):
     """A probe for each of the two tasks on speech, as in the paper's appendix A.2."""
 
-    phone: Probe = Probe(learning_rates=(1e-4,), epochs=20, batch_size=1024, initial="xavier")
-    speaker: Probe = Probe(learning_rates=(1e-3,), epochs=50, batch_size=64)
+    phone: Probe = Field(
+        Probe(learning_rates=(1e-4,), epochs=20, batch_size=1024, initial="xavier"),
+        description="the probe of phones, one a position",
+    )
+    speaker: Probe = Field(
+        Probe(learning_rates=(1e-3,), epochs=50, batch_size=64), description="the probe of speakers, one a recording"
+    )
 
     def of(self, task: str) -> Probe:
         return self.phone if task == "phone" else self.speaker
@@ -237,9 +242,9 @@ class CacheSettings(Settings):
     """How a frozen module's outputs are stored."""
 
     dtype: Literal["float32", "float16", "bfloat16", "uint8"] = Field(
-        "float16", description="uint8: a scale per channel"
+        "float16", description="type of the stored numbers; uint8: with a scale for each channel"
     )
-    codec: Literal["none", "lz4", "zstd"] = free("lz4")
+    codec: Literal["none", "lz4", "zstd"] = free("lz4", description="lossless compression of the stored numbers")
     views: int = Field(1, ge=1, description="augmentations stored for each training sample")
     probe_splits: bool = free(
         True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
@@ -250,7 +255,7 @@ class CacheSettings(Settings):
         description="where caches lie instead of in the run: s3://bucket/prefix, gs://, az:// or file://",
     )
     budget: Bytes | None = free(
-        None, ge=1, description="bytes a cache may take; None: what the disk has free, less a reserve"
+        None, ge=1, description="bytes a cache may take; null: what the disk has free, less a reserve"
     )
     window_epochs: int = free(5, ge=1, description="epochs between two turns of the rolling window, where there is one")
     renew: bool = free(
@@ -261,31 +266,30 @@ class CacheSettings(Settings):
 class Recipe(Settings):
     """Everything that one training needs to be told."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$")
-    dataset: SerializeAsAny[DatasetSettings]
-    network: SerializeAsAny[NetworkSettings]
-    objective: SerializeAsAny[ObjectiveSettings]
-    optimiser: Optimiser = Optimiser()
-    training: Training = Training()
-    probe: Probe | SpeechProbes = Probe()
-    cache: CacheSettings = CacheSettings()
-    method: MethodName = Field(
-        "gim", description="how the network is trained; all but gim change other fields, as methods.py says"
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        description="name of its runs: letters, digits, - and _, at most 64",
     )
-    scale: float = Field(
-        1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out, as scale.py says"
-    )
+    dataset: SerializeAsAny[DatasetSettings] = Field(description="where samples come from")
+    network: SerializeAsAny[NetworkSettings] = Field(description="the encoder, cut into modules")
+    objective: SerializeAsAny[ObjectiveSettings] = Field(description="the local loss of each module")
+    optimiser: Optimiser = Field(Optimiser(), description="how weights follow gradients")
+    training: Training = Field(Training(), description="how long a stage lasts and in what arithmetic")
+    probe: Probe | SpeechProbes = Field(Probe(), description="the linear classifiers on frozen representations")
+    cache: CacheSettings = Field(CacheSettings(), description="how outputs of frozen modules are stored")
+    method: MethodName = Field("gim", description="how the network is trained; all but gim change other fields too")
+    scale: float = Field(1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out")
     schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
     together: int | None = Field(
         None,
         ge=1,
         description="with the schedule simultaneous: modules 1 to this one are trained together, and those above one "
-        "after another; None: all together",
+        "after another; null: all together",
     )
     feed: FeedName = Field(
         "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
     )
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
 
     def groups(self, depth: int) -> list[tuple[int, ...]]:
         """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once."""

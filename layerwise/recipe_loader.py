@@ -49,7 +49,7 @@ def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: no such recipe, field or value; one line that names the nearest good one.
     """
-    return apply_overrides(_execute(_find(source)), overrides)
+    return apply_overrides(_execute(find_recipe(source)), overrides)
 
 
 def resolve_recipe(source: str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -162,7 +162,7 @@ def _has_field(settings: Any, path: Sequence[str]) -> bool:
     return known and _has_field(getattr(settings, field), rest)
 
 
-def _find(source: str) -> Path:
+def find_recipe(source: str) -> Path:
     known = built_in()
     if source in known:
         return known[source]

@@ -1,4 +1,4 @@
-"""Bytes as people read and write them."""
+"""Bytes and counts as people read and write them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,11 @@ def size(count: float | None) -> str:
         return "–"
     name, scale = next(((name, scale) for name, scale in BYTES if count < 1023.95 * scale), BYTES[-1])
     return f"{count:.0f} B" if name == "B" else f"{count / scale:.1f} {name}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 epoch`, `1,200 epochs`: for nouns whose plural ends in s."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def parse_bytes(text: str) -> int:

@@ -17,6 +17,7 @@ def main() -> None:
     Begin here:
       layerwise run --recipe digits     two minutes on a laptop
       layerwise recipes                 what else can be trained
+      layerwise recipes digits          every field of a recipe that --set takes
     \b
     Step by step:
       layerwise stage 1 --recipe stl10 --data-dir DIR

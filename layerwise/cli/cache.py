@@ -7,7 +7,7 @@ import click
 from layerwise.cli.command import Command
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import CACHE, DATA, RUN, Options, options
-from layerwise.cli.outcome import emit
+from layerwise.cli.outcome import emit, say
 
 
 @click.command(cls=Command, name="cache")
@@ -34,7 +34,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)
             for reason in (*stale.values(), *windows.values()):
-                click.echo(reason, err=True)
+                say(reason)
             count = len(stale) + len(windows)
             agreed = count > 0 and (yes or click.confirm(f"remove {count} stale cache(s)?", err=True))
             left: list[str] = []  # files that no cache wrote
@@ -47,7 +47,7 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
                     found = activation_cache.remove_window(setup.run.window(module))
                     left += [f"{setup.run.window(module)}/{path}" for path in found]
             for path in left:
-                click.echo(f"left in place, since no cache wrote it: {path}", err=True)
+                say(f"left in place, since no cache wrote it: {path}")
             outcome = {
                 "stale": stale,
                 "removed": list(stale) if agreed else [],

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from layerwise.cli.outcome import emit_error
+from layerwise.render.words import terminal_width, wrapped
 
 HEADINGS = ("Options", "Run", "Data", "Memory", "Cache", "Output")
 """In the order of the help; a command's own options come first."""
@@ -48,16 +49,27 @@ class Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         given = kwargs.get("args", args[0] if args else None)
         as_json = "--json" in (sys.argv[1:] if given is None else given)
-        if not as_json or not kwargs.get("standalone_mode", True):
+        if not kwargs.get("standalone_mode", True):
             return super().main(*args, **kwargs)
         try:
             status = super().main(*args, **{**kwargs, "standalone_mode": False})
         except click.ClickException as error:
-            kind = "UsageError" if isinstance(error, click.UsageError) else type(error).__name__
-            emit_error(kind, error.format_message(), error.exit_code)
+            told = error.format_message()
+            if as_json:
+                emit_error(
+                    "UsageError" if isinstance(error, click.UsageError) else type(error).__name__, told, error.exit_code
+                )
+            elif isinstance(error, click.UsageError) and "\n" not in told:
+                width = terminal_width(sys.stderr)
+                click.UsageError(wrapped(told, width, begun=len("Error: ")), error.ctx).show()
+            else:
+                error.show()
             sys.exit(error.exit_code)
         except click.Abort:  # a question was not answered
-            emit_error("Abort", "a question was not answered", 1)
+            if as_json:
+                emit_error("Abort", "a question was not answered", 1)
+            else:
+                click.echo("Aborted!", err=True)
             sys.exit(1)
         sys.exit(status if isinstance(status, int) else 0)
 

@@ -10,10 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import click
-
 from layerwise.cli.options import Options
-from layerwise.cli.outcome import interruption_as_error
+from layerwise.cli.outcome import interruption_as_error, say
 from layerwise.stopping import Stopping
 
 if TYPE_CHECKING:
@@ -53,11 +51,6 @@ def named_recipe(source: str) -> str:
     path = Path(source).resolve()
     trust.trust(path, say)
     return str(path)
-
-
-def say(note: str) -> None:
-    """A line for people, which is not the command's result."""
-    click.echo(note, err=True)
 
 
 @contextmanager
@@ -175,7 +168,7 @@ def stop_on_signal() -> Iterator[Stopping]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if stopping.ask():
-            click.echo("stopping after this step; once more to quit at once", err=True)
+            say("stopping after this step; once more to quit at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

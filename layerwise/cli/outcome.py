@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from layerwise.render.words import terminal_width, wrapped
+
 if TYPE_CHECKING:
     from layerwise.cli.options import Options
 
@@ -20,6 +22,11 @@ def emit(options: Options, result: dict[str, Any], people: Callable[[], None]) -
         click.echo(json.dumps(result, allow_nan=False))
     else:
         people()
+
+
+def say(note: str) -> None:
+    """Print a note for people."""
+    click.echo(wrapped(note, terminal_width(sys.stderr)), err=True)
 
 
 def emit_error(kind: str, message: str, code: int) -> None:
@@ -40,7 +47,9 @@ def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
         if as_json:
             emit_error(type(error).__name__, str(error), code)
         else:
-            click.echo(f"{click.style('layerwise:', fg='red', bold=True)} {error}", err=True)
+            begun = "layerwise:"
+            text = wrapped(str(error), terminal_width(sys.stderr), begun=len(begun) + 1)
+            click.echo(f"{click.style(begun, fg='red', bold=True)} {text}", err=True)
         sys.exit(code)
 
 

@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
-import json
+import dataclasses
 
 import click
 
-from layerwise.cli.command import Command, Option
+from layerwise.cli.command import Command
+from layerwise.cli.options import Options, options
+from layerwise.cli.outcome import emit
 
 
 @click.command(cls=Command, name="recipes")
-@click.option("--json", "as_json", cls=Option, heading="Output", is_flag=True, help="Machine output on stdout.")
-def command(as_json: bool) -> None:
-    """List the recipes that can be trained, and how to write one."""
+@click.argument("source", metavar="[NAME|FILE.py]", required=False)
+@options()
+def command(source: str | None, options: Options) -> None:
+    """List the recipes that can be trained, or every field of one that --set takes."""
     from layerwise.recipe_loader import built_in, summary
 
-    found = {name: summary(path) for name, path in built_in().items()}
-    if as_json:
-        click.echo(json.dumps({"recipes": found}))
+    if source is None:
+        found = {name: summary(path) for name, path in built_in().items()}
+        emit(options, {"recipes": found}, lambda: _list(found))
         return
-    width = max(map(len, found))
-    for name, text in found.items():
+    from layerwise.fields import groups
+    from layerwise.recipe_loader import find_recipe, load_recipe
+    from layerwise.render.tables import recipe_table
+
+    recipe, path = load_recipe(source), find_recipe(source)
+    described = {
+        "recipe": recipe.name,
+        "summary": summary(path),
+        "file": str(path),
+        "groups": [dataclasses.asdict(group) for group in groups(recipe)],
+    }
+    emit(options, described, lambda: recipe_table(described))
+
+
+def _list(recipes: dict[str, str]) -> None:
+    width = max(map(len, recipes))
+    for name, text in recipes.items():
         click.echo(f"{click.style(name.ljust(width), bold=True)}  {text}")
     click.echo(
-        "\nlayerwise run --recipe NAME. A recipe of your own is a Python file that defines `recipe`: "
-        "--recipe path/to/mine.py"
+        "\nTrain one:           layerwise run --recipe NAME"
+        "\nList its fields:     layerwise recipes NAME"
+        "\nA recipe of your own is a Python file that defines `recipe`: layerwise run --recipe path/to/mine.py"
     )

@@ -22,9 +22,11 @@ from layerwise.seeding import numpy_generator
 
 
 class Digits(DatasetSettings):
+    """The 1,797 handwritten digits that are part of scikit-learn."""
+
     side: int = Field(36, ge=8, description="pixels to which the 8x8 scans are enlarged, bilinearly")
     crop: int = Field(32, ge=8, description="side of a random crop, pixels")
-    samples: int | None = Field(None, ge=100, description="digits taken; None: all 1,797")
+    samples: int | None = Field(None, ge=100, description="digits taken; null: all 1,797")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Digits:

@@ -31,22 +31,28 @@ class ImageFolder(DatasetSettings):
     """The pictures in `--data-dir`."""
 
     resize: int | None = Field(
-        96, ge=1, description="pixels to which the shorter side of a picture, or of a tile, is brought; None: as it is"
+        96, ge=1, description="pixels to which the shorter side of a picture, or of a tile, is brought; null: as it is"
     )
     crop: int = Field(64, ge=1, description="side of a random crop, pixels")
     tile: int | None = Field(
-        None, ge=1, description="side of the windows that pictures are cut into, pixels of the file; None: not cut"
+        None, ge=1, description="side of the windows that pictures are cut into, pixels of the file; null: not cut"
     )
     flip: bool = Field(True, description="mirror half of the views")
-    grayscale: bool = False
+    grayscale: bool = Field(False, description="one channel, brightness, instead of three")
     mean: tuple[float, ...] | None = Field(
-        None, description="of pixel values from 0 to 1, one number or one a channel; None: that of photographs"
+        None,
+        description="mean of pixel values from 0 to 1, one number or one a channel, that is subtracted; null: that of "
+        "photographs",
     )
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = Field(
+        None,
+        description="deviation of pixel values from 0 to 1, one number or one a channel, that they are divided by; "
+        "null: that of photographs",
+    )
     labelled: bool = Field(True, description="sub-folders are classes, where every picture is in one")
     test: float = Field(0.2, gt=0, lt=1, description="part of the pictures that tests probes, if there is no test/")
     validation: float = Field(0.1, gt=0, lt=1, description="part of the others that is held out of the stages")
-    max_pictures: int | None = Field(None, ge=2, description="pictures taken from each folder; None: all")
+    max_pictures: int | None = Field(None, ge=2, description="pictures taken from each folder; null: all")
     max_pixels: int = Field(89_478_485, ge=1, le=MOST_PIXELS, description="a picture with more is not decoded")
     max_unreadable: int = free(20, ge=0, description="pictures that may be left out because they cannot be read")
     memory: int = free(2**28, ge=0, description="bytes of decoded pictures that are kept for the next time")

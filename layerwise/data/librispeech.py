@@ -45,7 +45,7 @@ LABELS = (
 class LibriSpeech(SpeechSettings):
     """Read speech with known speakers and, where their files are given, phones."""
 
-    subset: Subset = "train-clean-100"
+    subset: Subset = Field("train-clean-100", description="part of LibriSpeech: the folder of this name is read")
     alignments: str = labelled_only(
         "converted_aligned_phones.txt", description="file with the phones of each utterance"
     )

@@ -28,7 +28,7 @@ class Labelled(DatasetSettings):
     probe learns from, in augmented views, with a fifth held out to tell when they have converged.
     """
 
-    dataset: SerializeAsAny[DatasetSettings]
+    dataset: SerializeAsAny[DatasetSettings] = Field(description="the dataset that the samples are taken from")
 
     def heeds(self) -> frozenset[str]:
         return self.dataset.heeds()
@@ -55,7 +55,7 @@ class Labelled(DatasetSettings):
 class Fraction(DatasetSettings):
     """The same fraction of every split, to try things out on."""
 
-    dataset: SerializeAsAny[DatasetSettings]
+    dataset: SerializeAsAny[DatasetSettings] = Field(description="the dataset that the samples are taken from")
     share: float = Field(
         gt=0, le=1, description="of the samples of each split; no fewer than 64 where there are so many"
     )

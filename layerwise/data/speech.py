@@ -29,10 +29,10 @@ class SpeechSettings(DatasetSettings):
         10, ge=0, description="recordings or alignments that may be damaged; they are named and left out"
     )
     recordings: int | None = Field(
-        None, ge=4, description="recordings taken for training, and of the test in proportion; None: all"
+        None, ge=4, description="recordings taken for training, and of the test in proportion; null: all"
     )
-    mean: float = Field(-0.00068, description="of the waveform, from -1 to 1")
-    std: float = Field(0.0630, gt=0)
+    mean: float = Field(-0.00068, description="mean of the waveform's values from -1 to 1, which is subtracted")
+    std: float = Field(0.0630, gt=0, description="deviation of the waveform's values, which they are divided by")
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {}

@@ -54,13 +54,18 @@ class STL10(DatasetSettings):
 
     crop: int = Field(64, ge=8, le=SIDE, description="side of a random crop, pixels")
     flip: bool = Field(True, description="mirror half of the views")
-    grayscale: bool = True
-    mean: tuple[float, ...] = Field((0.4120,), description="of pixel values from 0 to 1; one number, or one a channel")
-    std: tuple[float, ...] = (0.2570,)
+    grayscale: bool = Field(True, description="one channel, brightness, instead of three")
+    mean: tuple[float, ...] = Field(
+        (0.4120,), description="mean of pixel values from 0 to 1, one number or one a channel, that is subtracted"
+    )
+    std: tuple[float, ...] = Field(
+        (0.2570,),
+        description="deviation of pixel values from 0 to 1, one number or one a channel, that they are divided by",
+    )
     validation: float = Field(0.05, gt=0, lt=1, description="part of the training pictures that is held out of stages")
-    max_train: int | None = Field(None, ge=2, description="training and validation pictures taken; None: all")
-    max_probe: int | None = labelled_only(None, ge=1, description="labelled training pictures taken; None: all")
-    max_test: int | None = labelled_only(None, ge=1, description="test pictures taken; None: all")
+    max_train: int | None = Field(None, ge=2, description="training and validation pictures taken; null: all")
+    max_probe: int | None = labelled_only(None, ge=1, description="labelled training pictures taken; null: all")
+    max_test: int | None = labelled_only(None, ge=1, description="test pictures taken; null: all")
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> STL10:

@@ -19,7 +19,7 @@ from layerwise.recipe import NetworkSettings, Shape
 class Merged(NetworkSettings):
     """Another network's modules without the borders between them."""
 
-    network: SerializeAsAny[NetworkSettings]
+    network: SerializeAsAny[NetworkSettings] = Field(description="the network whose modules are merged into one")
     context: PixelCNN | None = Field(
         None, description="aggregates the last module's representations before they predict"
     )

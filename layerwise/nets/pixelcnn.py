@@ -21,9 +21,9 @@ from layerwise.recipe import Settings
 class PixelCNN(Settings):
     """Gated layers, then a 1x1 convolution."""
 
-    layers: int = Field(4, ge=1)
+    layers: int = Field(4, ge=1, description="gated layers")
     channels: int | None = Field(
-        None, ge=1, description="D, in every layer; None: as many as the encoder gives (1024 in the paper)"
+        None, ge=1, description="D, channels of every layer; null: as many as the encoder gives (1024 in the paper)"
     )
 
     def build(self, inputs: int) -> PixelCNNContext:

@@ -30,8 +30,8 @@ class Group(Settings):
     channels: int = Field(
         ge=4, multiple_of=4, description="channels that each block gives out; a bottleneck has a quarter inside"
     )
-    blocks: int = Field(ge=1)
-    stride: int = Field(1, ge=1, le=4)
+    blocks: int = Field(ge=1, description="residual blocks")
+    stride: int = Field(1, ge=1, le=4, description="pixels of the feature map that the first block steps by")
 
 
 class PatchResNet(NetworkSettings):
@@ -39,11 +39,13 @@ class PatchResNet(NetworkSettings):
 
     patch: int = Field(16, ge=2, description="side of a patch, pixels")
     patch_stride: int = Field(8, ge=1, description="pixels between neighbouring patches")
-    stem_channels: int = Field(64, ge=1)
+    stem_channels: int = Field(64, ge=1, description="channels of the first convolution, before the groups")
     width: float = Field(1.0, gt=0, le=64, description="all channels are multiplied by this, to the nearest 4")
-    groups: tuple[Group, ...] = Field(min_length=1)
+    groups: tuple[Group, ...] = Field(
+        min_length=1, description="residual blocks by resolution; each group is a module, unless `cuts` says otherwise"
+    )
     cuts: tuple[int, ...] | None = Field(
-        None, description="blocks in each module, from the first; None: a module a group"
+        None, description="blocks in each module, from the first; null: a module a group"
     )
 
     @model_validator(mode="after")

@@ -57,10 +57,11 @@ PAPER_LAYERS = (
 class SpeechEncoder(NetworkSettings):
     """A module a convolution, and one for the context."""
 
-    channels: int = Field(512, ge=1, description="of every convolution")
-    layers: tuple[Convolution, ...] = Field(PAPER_LAYERS, min_length=1)
+    channels: int = Field(512, ge=1, description="channels of every convolution")
+    layers: tuple[Convolution, ...] = Field(PAPER_LAYERS, min_length=1, description="convolutions, each a module")
     context: GRUContext | None = Field(
-        GRUContext(), description="null: the last convolution is the last module (paper, Table 4)"
+        GRUContext(),
+        description="recurrent last module; null: the last convolution is the last module (paper, Table 4)",
     )
 
     @property

@@ -25,7 +25,7 @@ from layerwise.recipe import ObjectiveSettings, Shape
 class CrossEntropy(ObjectiveSettings):
     """Learn the labels of one task."""
 
-    task: str | None = Field(None, description="whose labels; None: the dataset's first task")
+    task: str | None = Field(None, description="whose labels; null: the dataset's first task")
     pooled: bool = Field(True, description="judge the average; false: each position, by its own label if it has one")
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:

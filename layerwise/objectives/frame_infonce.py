@@ -30,7 +30,7 @@ class FrameInfoNCE(ObjectiveSettings):
     """Predict the frames to come."""
 
     steps: int = Field(12, ge=1, description="K: frames predicted")
-    negatives: int = Field(10, ge=1, description="N: for each prediction, frames")
+    negatives: int = Field(10, ge=1, description="N: frames drawn for each prediction")
     window: int = Field(128, ge=2, description="W: frames that give contexts and positives")
     sampling: Sampling = Field(
         "shuffled",

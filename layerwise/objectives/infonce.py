@@ -28,7 +28,7 @@ class PatchInfoNCE(ObjectiveSettings):
 
     steps: int = Field(5, ge=1, description="K: rows predicted")
     skip: int = Field(1, ge=0, description="rows skipped because they overlap the predicting one")
-    negatives: int = Field(16, ge=1, description="drawn for each prediction, samples")
+    negatives: int = Field(16, ge=1, description="samples drawn for each prediction")
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         return PatchInfoNCELoss(module.target_channels, module.channels, self.steps, self.skip, self.negatives)

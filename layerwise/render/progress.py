@@ -13,6 +13,7 @@ from rich.progress import Progress as Bar
 
 from layerwise.progress import Progress
 from layerwise.render.units import duration, size
+from layerwise.render.words import terminal_width, wrapped
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -20,7 +21,7 @@ LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 @contextmanager
 def console_progress(stream: IO[str]) -> Iterator[Progress]:
     """A bar where `stream` is a terminal, log lines where it is not."""
-    console = Console(file=stream, highlight=False, markup=False, soft_wrap=True)
+    console = Console(file=stream, highlight=False, markup=False, soft_wrap=True, width=terminal_width(stream))
     if not console.is_terminal:
         yield _Lines(console)
         return
@@ -87,7 +88,7 @@ class _Bars:
         self._task = bar.add_task("", total=None, visible=False, amount="", detail="")
 
     def note(self, text: str) -> None:
-        self._bar.console.print(text)
+        self._bar.console.print(wrapped(text, self._bar.console.width))
 
     def begin(self, title: str, total: int, unit: str) -> None:
         self._work = _Work(title, total, unit)
@@ -101,7 +102,7 @@ class _Bars:
         self._bar.update(self._task, completed=work.done, amount=work.amount(), detail=shown)
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
-        self._bar.console.print(epoch_line(numbers, record))
+        self.note(epoch_line(numbers, record))
 
     def end(self) -> None:
         self._bar.update(self._task, visible=False)
@@ -113,7 +114,7 @@ class _Lines:
         self._last = 0.0
 
     def note(self, text: str) -> None:
-        self._console.print(text)
+        self._console.print(wrapped(text, terminal_width(self._console.file)))
 
     def begin(self, title: str, total: int, unit: str) -> None:
         self._work = _Work(title, total, unit)
@@ -130,6 +131,6 @@ class _Lines:
             self._console.print("  ".join(part for part in parts if part))
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
-        self._console.print(epoch_line(numbers, record))
+        self.note(epoch_line(numbers, record))
 
     def end(self) -> None: ...

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from layerwise.render.units import duration, size
+from layerwise.render.words import terminal_width, wrapped
 
 WIDEST = 10_000
 MENTIONED = 20
@@ -35,14 +38,18 @@ def table(title: str, *columns: str) -> Table:
 
 
 def show(*parts: str | Table) -> None:
-    """Nothing is cut off: a pipe has no width of its own, and so tables take what they need; on a terminal, cells and
+    """Nothing is cut off: where there is no width, as in a pipe, tables take what they need; on a terminal, cells and
     lines go on below.
     """
-    console = Console(highlight=False, markup=False)
+    width = terminal_width(sys.stdout)
+    console = Console(highlight=False, markup=False, width=width)
     for part in parts:
-        if not console.is_terminal and isinstance(part, Table):
+        if isinstance(part, str):
+            console.print(wrapped(part, width), soft_wrap=True)
+            continue
+        if width is None:
             console.width = max(Measurement.get(console, console.options.update(max_width=WIDEST), part).maximum, 1)
-        console.print(part, soft_wrap=isinstance(part, str))
+        console.print(part)
 
 
 def stage_table(run: Any, number: int, record: Mapping[str, Any], *, last: bool) -> None:
@@ -128,3 +135,24 @@ def _accuracies(probe: Mapping[str, Any]) -> str:
     if "tasks" not in probe:
         return str(probe["state"])
     return ", ".join(f"{100 * states['trained']['accuracy']:.1f}" for states in probe["tasks"].values())
+
+
+def recipe_table(found: Mapping[str, Any]) -> None:
+    """Every field as `--set` takes it, with what it means, what it may be, and its default."""
+    show(f"{found['recipe']}: {found['summary']}", f"from {found['file']}")
+    for group in found["groups"]:
+        kind = f"{group['kind']}. {group['description']}".rstrip()
+        made = table(f"{group['name'] or 'recipe'}: {kind}", "--set", "default", "meaning")
+        made.columns[2].justify = "left"
+        names = [f"{field['name']}={_as_set(field['value'])}" for field in group["fields"]]
+        made.columns[0].min_width = min(max(map(len, names), default=0), 32)
+        for name, field in zip(names, group["fields"], strict=True):
+            default = "none" if field["required"] else _as_set(field["default"])
+            allowed = f" ({field['allowed']})" if field["allowed"] else ""
+            made.add_row(name, default, field["description"] + allowed)
+        if group["fields"]:
+            show(made)
+
+
+def _as_set(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
