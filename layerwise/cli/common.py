@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,7 +162,11 @@ def pick_device(name: str) -> Any:
 
 @contextmanager
 def stop_on_signal() -> Iterator[Stopping]:
-    """The first SIGINT or SIGTERM ends the work, a training at its next step; a second one ends the process at once."""
+    """The first SIGINT or SIGTERM ends the work, a training at its next step; a second one ends the process at once.
+
+    Python drops an exception that is raised in a finaliser or in the callback of a weak reference, which a signal may
+    interrupt like any other code: then the signal is given again a moment later.
+    """
     stopping = Stopping()
 
     def ask(number: int, _: object) -> None:
@@ -170,10 +176,19 @@ def stop_on_signal() -> Iterator[Stopping]:
         if stopping.ask():
             say("stopping after this step; once more to quit at once")
 
+    def ask_again(dropped: sys.UnraisableHookArgs) -> None:
+        if not isinstance(dropped.exc_value, KeyboardInterrupt):
+            report_dropped(dropped)
+            return
+        stopping.asked = False
+        threading.Timer(0.01, _thread.interrupt_main, [signal.SIGTERM]).start()
+
+    report_dropped, sys.unraisablehook = sys.unraisablehook, ask_again
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with interruption_as_error():
             yield stopping
     finally:
+        sys.unraisablehook = report_dropped
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +79,28 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(
     assert "Traceback" not in stopped.stderr
     assert signal.getsignal(number) is handler
     assert call(*command).exit_code == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_a_callback_of_the_interpreter_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    place, calls = importlib.import_module("layerwise.memory.count").LiveBytes, []
+    original = place._forget
+
+    def signalled(self: Any, key: int) -> None:  # from the callback of a weak reference
+        calls.append(key)
+        if len(calls) == 20:
+            os.kill(os.getpid(), number)
+        original(self, key)
+
+    monkeypatch.setattr(place, "_forget", signalled)
+    hook = sys.unraisablehook
+    stopped = call("plan", *TINY)
+    assert stopped.exit_code == 75
+    assert "Exception ignored" not in stopped.stderr + capfd.readouterr().err
+    assert sys.unraisablehook is hook
 
 
 def test_looking_through_the_files_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
