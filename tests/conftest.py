@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -63,3 +65,18 @@ def make_setup(tmp_path: Path) -> Callable[..., Setup]:
         return Setup(open_run(tmp_path / name, recipe), torch.device("cpu"))
 
     return make
+
+
+_tallies: dict[str, Counter[str]] = defaultdict(Counter)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Adds up the tallies of attacks (tests/faults/conftest.py) over their parts, which may run side by side."""
+    if report.when == "teardown":
+        for name, counts in (value for kind, value in report.user_properties if kind == "attack"):
+            _tallies[name].update(counts)
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for name, counts in sorted(_tallies.items()):
+        terminalreporter.write_line(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}")
