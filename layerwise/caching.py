@@ -25,6 +25,7 @@ from layerwise.module_cache import (
     open_cache,
     storage,
     stored_inputs,
+    without_advice,
 )
 from layerwise.rolling import mend_window, read_rolling
 from layerwise.room import Trained, settle
@@ -53,6 +54,10 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
     if cached(setup, number):  # only the size of its window had to be settled
         return open_cache(setup, number)
     with cache_errors(setup, number), _begin(setup, number, splits, calibration) as writer:
+        whole = sum(setup.facts.sizes[name] for name, _ in writer.tracks())
+        left = sum(len(part) for name, view in writer.tracks() for part in writer.pending(name, view))
+        if left < whole:
+            setup.progress.note(f"cache of module {number}: resuming at sample {whole - left + 1:,} of {whole:,}")
         _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
 
@@ -110,10 +115,11 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
     with cache_errors(setup, number):
         found = activation_cache.inspect(location, key)
         if found.state == "stale":
-            raise NotReady(f"{found.reason}. Write it with: {cache_command(setup, number)}")
+            raise NotReady(f"{without_advice(found.reason)}. Write it with: {cache_command(setup, number)}")
         if found.state == "damaged" and found.key is None:
             raise DamagedData(
-                f"{location} cannot be repaired: nothing says any more what it was made from ({found.reason}). "
+                f"{location} cannot be repaired: nothing says any more what it was made from "
+                f"({without_advice(found.reason)}). "
                 f"Replace it with: {cache_command(setup, number)}"
             )
         damaged = {} if found.state == "partial" else dict(activation_cache.verify(location).damaged)

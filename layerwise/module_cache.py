@@ -5,6 +5,7 @@ The cache's key holds all that can change a value in it. A cache whose key diffe
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -86,7 +87,7 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     try:
         yield
     except activation_cache.Damaged as error:
-        raise DamagedData(f"{error}. Mend it with: {command} --repair") from error
+        raise DamagedData(f"{without_advice(str(error))}. Mend it with: {command} --repair") from error
     except activation_cache.DoesNotFit as error:
         raise WillNotFit(str(error)) from error
     except activation_cache.Locked as error:
@@ -96,7 +97,12 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     except activation_cache.InvalidSamples as error:
         raise NotReady(f"{error}. Another --set cache.dtype may hold it, such as float32") from error
     except CacheError as error:
-        raise NotReady(f"{error}. Write it with: {command}") from error
+        raise NotReady(f"{without_advice(str(error))}. Write it with: {command}") from error
+
+
+def without_advice(message: str) -> str:
+    """A message of the cache without its general advice at the end, for where ours, a command, takes its place."""
+    return re.sub(r"; (?:write it|repair the cache at )[^;]*$", "", message)
 
 
 def cache_command(setup: Setup, number: int) -> str:

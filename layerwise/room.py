@@ -18,7 +18,7 @@ from layerwise.module_cache import as_stored, cache_command, cache_key, cached, 
 from layerwise.records import CHECKPOINT, STAGE, read_record
 from layerwise.rolling import SLOTS, Rolling, least_slot, read_rolling, rolls, settle_rolling
 from layerwise.setup import Setup
-from layerwise.units import size
+from layerwise.units import counted, size
 
 LARGER = 1.1
 """A window that could be larger by less than this factor stays: the free space of a disk always changes a little."""
@@ -78,7 +78,7 @@ def settle(
         setup.progress.note(
             f"{'that does not fit' if needed > room else 'a part of them is renewed'}: the next stage trains on a "
             f"window of {rolling.samples:,} of {train.samples:,} samples, a quarter of which is replaced every "
-            f"{rolling.epochs} epochs"
+            f"{counted(rolling.epochs, 'epoch')}"
         )
     settle_rolling(setup, number, rolling)
     return list(splits) if rolling is None else others

@@ -25,6 +25,7 @@ from layerwise.recipe import Training
 from layerwise.seeding import torch_generator
 from layerwise.step import Arithmetic, Learner, require_finite, train_step
 from layerwise.threads import best_threads, set_by_user, use_threads
+from layerwise.units import counted
 
 RESUMED = "resumed"
 """What the first report of a training that goes on says: its updates were made before, and tell nothing of speed."""
@@ -85,6 +86,10 @@ def train(
     first_step = place.step
     if first_step:
         progress.advance(first_step, 0, RESUMED)
+        if not place.converged(training):
+            numbers = "-".join(str(learner.number) for learner in (learners[0], learners[-1])[: len(learners)])
+            where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"
+            progress.note(f"{'module' if len(learners) == 1 else 'modules'} {numbers}: resuming at {where}")
     if lost := keep_metrics(folder / METRICS, place.epoch, len(learners)):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
         progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
@@ -111,7 +116,7 @@ def train(
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
                 raise StoppedEarly(
-                    f"stopped in epoch {place.epoch + 1}, after {place.step} updates; everything is saved: "
+                    f"stopped in epoch {place.epoch + 1}, after {counted(place.step, 'update')}; everything is saved: "
                     "the same command, without --fresh, goes on"
                 )
 

@@ -49,6 +49,7 @@ from layerwise.run_files import (
     subfolders,
 )
 from layerwise.storage import JSON_BYTES, file_sha256, read_file, sealed_json, unseal_json
+from layerwise.units import counted
 
 Form = TypeVar("Form")
 SHOWN = 20
@@ -216,7 +217,7 @@ def _verify_checkpoint(found: Verification, folder: Path, mend: str) -> None:
         trial = Verification(found.run)
         record = _read(trial, path, CHECKPOINT, mend)
         if record is not None:
-            found.unfinished[str(folder)] = f"{record['place']['epoch']} epochs are trained"
+            found.unfinished[str(folder)] = f"trained for {counted(record['place']['epoch'], 'epoch')}"
             entries = {entry["file"]: entry["sha256"] for entry in (record["files"]["latest"], record["files"]["best"])}
             for file, sha256 in entries.items():
                 _check_sha256(trial, folder / file, sha256, mend)

@@ -282,7 +282,7 @@ class Split(KeepsBuffers):
 
     def _check_view(self, view: int) -> None:
         if not 0 <= view < self.views:
-            raise FormatError(f"split {self.name!r} has {self.views} view(s), counted from 0; there is no view {view}")
+            raise FormatError(f"split {self.name!r} has no view {view}: its views are 0 to {self.views - 1}")
 
     def _ragged(self, name: str, dtype: str) -> list[Array]:
         offsets = self._small(f"offsets/{name}", "int64", (self.samples, 2))

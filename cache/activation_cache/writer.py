@@ -214,7 +214,7 @@ class CacheWriter:
     def _track(self, split: str, view: int) -> Track:
         spec = self._plan.split(split)
         if not 0 <= view < spec.views:
-            raise InvalidSamples(f"split {split!r} has {spec.views} view(s), counted from 0; there is no view {view}")
+            raise InvalidSamples(f"split {split!r} has no view {view}: its views are 0 to {spec.views - 1}")
         return self._tracks[split, view]
 
     def _open_next(self, track: Track, dtype: np.dtype[Any]) -> Filling:

@@ -30,13 +30,14 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         from layerwise.module_cache import cache_errors
         from layerwise.render.tables import cache_table, prune_table, repair_table
         from layerwise.room import unsettled
+        from layerwise.units import counted
 
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)
             for reason in (*stale.values(), *windows.values()):
                 say(reason)
             count = len(stale) + len(windows)
-            agreed = count > 0 and (yes or click.confirm(f"remove {count} stale cache(s)?", err=True))
+            agreed = count > 0 and (yes or click.confirm(f"remove {counted(count, 'stale cache')}?", err=True))
             left: list[str] = []  # files that no cache wrote
             for module in stale if agreed else ():
                 with cache_errors(setup, module):

@@ -23,6 +23,7 @@ from layerwise.data.speech import SpeechSettings, arrange, divide
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import Shape, labelled_only
+from layerwise.units import counted
 
 Subset = Literal[
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other"
@@ -87,7 +88,8 @@ class LibriSpeech(SpeechSettings):
             silent = sum(recording.id not in phones for recording in recordings)
             if strange or silent:
                 notes.append(
-                    f"{path} has {strange} lines for utterances that are not used here, and none for {silent} that are"
+                    f"{path} has {counted(strange, 'line')} for utterances that are not used here, and none for "
+                    f"{silent} that are"
                 )
         else:
             notes.append(f"there is no phone task, since {self.alignments} is not in {data_dir}. {LABELS}")

@@ -14,6 +14,7 @@ from layerwise.errors import NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, Shape, free
 from layerwise.seeding import numpy_generator
+from layerwise.units import counted
 
 SUFFIXES = (".flac", ".wav", ".ogg")
 
@@ -66,7 +67,8 @@ class Speech(SpeechSettings):
         recordings, bad = examine(files, self.unreadable, progress=progress)
         notes = [f"left out: {line}" for line in bad]
         if (loose := sum(not recording.speaker for recording in recordings)) not in (0, len(recordings)):
-            notes.append(f"{loose} recordings lie in {data_dir} itself, in no speaker's folder: they count as one more")
+            lying = counted(loose, "recording")
+            notes.append(f"in {data_dir} itself, in no speaker's folder: {lying}, taken for those of one more speaker")
         train, test = divide(recordings, self.test)
         return arrange(self, train, test, None, {}, seed, notes)
 
@@ -126,12 +128,13 @@ def arrange(
     if len(long) < len(train):
         some = ", ".join(recording.id for recording in train if recording.samples < settings.window)
         notes.append(
-            f"{len(train) - len(long)} recordings are shorter than a window of {settings.window} samples; "
-            f"stages do not see them: {_short(some)}"
+            f"shorter than a window of {settings.window} samples, and so not seen by stages: "
+            f"{counted(len(train) - len(long), 'recording')} ({_short(some)})"
         )
     if len(long) < 2:
         raise NotReady(
-            f"there are {len(long)} recordings of at least {settings.window / RATE:.2f} s to train on, two are needed: "
+            f"stages need two recordings of at least {settings.window / RATE:.2f} s to train on, and there are "
+            f"{len(long)}: "
             "add recordings, or shorten dataset.window"
         )
     held = min(max(round(len(long) * settings.validation), 1), len(long) - 1)

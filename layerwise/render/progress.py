@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 from layerwise.progress import Progress
 from layerwise.render.units import duration, size
 from layerwise.render.words import terminal_width, wrapped
+from layerwise.units import counted
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 
@@ -57,7 +58,7 @@ class _Work:
     def amount(self) -> str:
         if self.unit == "bytes":
             return f"{size(self.done)} of {size(self.total)}"
-        return f"{self.done:,} of {self.total:,} {self.unit}"
+        return f"{self.done:,} of {counted(self.total, self.unit.removesuffix('s'))}"
 
     def rate(self) -> str:
         seconds, now = time.monotonic() - self.began, self.done - (self.resumed or 0)
@@ -119,7 +120,7 @@ class _Lines:
     def begin(self, title: str, total: int, unit: str) -> None:
         self._work = _Work(title, total, unit)
         self._last = time.monotonic()
-        amount = size(total) if unit == "bytes" else f"{total:,} {unit}"
+        amount = size(total) if unit == "bytes" else counted(total, unit.removesuffix("s"))
         self._console.print(f"{title}: {'up to ' if unit == 'updates' else ''}{amount}")
 
     def advance(self, amount: int, samples: int, detail: str) -> None:

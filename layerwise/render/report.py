@@ -14,6 +14,7 @@ from layerwise.render.plots import DARK, LIGHT, Picture, pictures
 from layerwise.render.units import duration, size
 from layerwise.run_files import MANIFEST, MARK, PAGE, require_own_report
 from layerwise.storage import write_file, write_json
+from layerwise.units import counted
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d5d9de; --tint: #f3f5f7;
@@ -109,8 +110,8 @@ def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
 def _lost(results: Mapping[str, Any]) -> list[str]:
     """A sentence for each module whose curve has gaps."""
     return [
-        f"The curves of module {stage['module']} lack {len(lost)} of {stage['epochs']} epochs, whose lines in "
-        "metrics.jsonl are damaged or missing. The weights are not affected."
+        f"The curves of module {stage['module']} lack {len(lost)} of {counted(stage['epochs'], 'epoch')}, whose lines "
+        "in metrics.jsonl are damaged or missing. The weights are not affected."
         for stage in results["stages"]
         if (lost := stage.get("lost_epochs"))
     ]

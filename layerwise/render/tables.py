@@ -15,6 +15,7 @@ from rich.table import Table
 
 from layerwise.render.units import duration, size
 from layerwise.render.words import terminal_width, wrapped
+from layerwise.units import counted
 
 WIDEST = 10_000
 MENTIONED = 20
@@ -54,7 +55,10 @@ def show(*parts: str | Table) -> None:
 
 def stage_table(run: Any, number: int, record: Mapping[str, Any], *, last: bool) -> None:
     made = table(f"module {number} of {run.folder}", "", "")
-    made.add_row("trained", f"{record['epochs']} epochs, {record['steps']} updates, {duration(record['seconds'])}")
+    made.add_row(
+        "trained",
+        f"{counted(record['epochs'], 'epoch')}, {counted(record['steps'], 'update')}, {duration(record['seconds'])}",
+    )
     made.add_row("weights taken from epoch", str(record["best_epoch"]))
     made.add_row("sha256", record["weights"][:16])
     show(made, *([] if last else [f"next: layerwise cache --module {number}"]))
@@ -78,15 +82,16 @@ def cache_table(facts: Mapping[str, Any], *, last: bool) -> None:
 def prune_table(outcome: Mapping[str, Any]) -> None:
     found = len(outcome["stale"]) + len(outcome["stale_windows"])
     removed = len(outcome["removed"]) + len(outcome["removed_windows"])
-    show(f"{removed} stale caches removed" + (f", {found} found" if removed != found else ""))
+    show(f"{counted(removed, 'stale cache')} removed" + (f", {found} found" if removed != found else ""))
 
 
 def repair_table(outcome: Mapping[str, Any]) -> None:
     made = table(f"cache of module {outcome['module']}: damaged", "file", "what was wrong")
     for path, reason in outcome["damaged"].items():
         made.add_row(path, reason)
-    count = f"{outcome['samples']:,} samples written again; the cache is whole"
-    slots = [f"{len(outcome['slots'])} damaged slots of its window removed: the stage that needs one computes it again"]
+    count = f"{counted(outcome['samples'], 'sample')} written again; the cache is whole"
+    damaged = counted(len(outcome["slots"]), "damaged slot")
+    slots = [f"{damaged} of its window removed: the stage that needs one computes it again"]
     show(*([made] if outcome["damaged"] else []), count, *(slots if outcome["slots"] else []))
 
 
@@ -97,8 +102,8 @@ def verify_table(found: Mapping[str, Any]) -> None:
     lines = [f"unfinished: {path}: {reason}" for path, reason in found["unfinished"].items()]
     lines += [f"not a file of layerwise: {path}" for path in found["unexpected"][:MENTIONED]]
     more = len(found["unexpected"]) - MENTIONED
-    lines += [f"and {more:,} more files that are not of layerwise"] if more > 0 else []
-    intact = f"{found['files']:,} files ({size(found['bytes'])}) are as they were written"
+    lines += [f"and {counted(more, 'more file')} not of layerwise"] if more > 0 else []
+    intact = f"as written: {counted(found['files'], 'file')} ({size(found['bytes'])})"
     show(*([made] if found["damaged"] else []), *lines, f"{found['run']}: {intact}")
 
 
@@ -122,7 +127,7 @@ def status_table(found: Mapping[str, Any]) -> None:
     reasons = []
     for module in found["modules"]:
         stage, cache, probe = module["stage"], module["cache"], module["probe"]
-        epochs = f", {stage['epochs']} epochs" if "epochs" in stage else ""
+        epochs = f", {counted(stage['epochs'], 'epoch')}" if "epochs" in stage else ""
         accuracies = "–" if probe is None else _accuracies(probe)
         bytes_ = f", {size(cache['bytes'])}" if cache["bytes"] else ""
         made.add_row(str(module["module"]), stage["state"] + epochs, cache["state"] + bytes_, accuracies)

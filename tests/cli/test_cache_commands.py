@@ -156,7 +156,7 @@ def test_a_damaged_slot_of_a_window_is_removed_and_computed_again(rolling):
     assert json.loads(rolling("stage", 2, "--fresh", "--json").stdout)["weights"] == weights
     assert json.loads(rolling("cache", "--module", 1, "--repair", "--json").stdout)["slots"] == []
     damage(WINDOW / "slot-000002/record/commit.json")
-    assert "1 damaged slots" in rolling("cache", "--module", 1, "--repair").stdout
+    assert "1 damaged slot of" in rolling("cache", "--module", 1, "--repair").stdout
     assert not (WINDOW / "slot-000002").exists()
     assert rolling("stage", 2, "--fresh").exit_code == 0
 

@@ -211,10 +211,12 @@ def test_short_recordings_are_probed_and_not_trained_on(tmp_path):
     label(tmp_path, names)
     splits = opened(tmp_path)
     (note,) = splits.notes
-    assert note == f"1 recordings are shorter than a window of {WINDOW} samples; stages do not see them: {names[0]}"
+    assert note == (f"shorter than a window of {WINDOW} samples, and so not seen by stages: 1 recording ({names[0]})")
     assert names[0] not in [*splits.train.ids, *splits.validation.ids]
     assert names[0] in splits.probe.ids
-    with pytest.raises(NotReady, match=r"there are 0 recordings of at least 1.28 s .* shorten dataset.window"):
+    with pytest.raises(
+        NotReady, match=r"two recordings of at least 1.28 s .*, and there are 0: .*shorten dataset.window"
+    ):
         LibriSpeech().open(tmp_path, download=False, seed=0)
 
 
@@ -248,7 +250,7 @@ def test_an_alignment_of_an_unknown_utterance_is_counted(tmp_path):
     names = corpus(tmp_path)
     label(tmp_path, names, extra="9-9-0009 1 2 3\n")
     splits = opened(tmp_path, unreadable=0)
-    assert any("has 1 lines for utterances that are not used here, and none for 0" in note for note in splits.notes)
+    assert any("has 1 line for utterances that are not used here, and none for 0" in note for note in splits.notes)
 
 
 def test_lists_may_name_more_than_there_is_but_not_the_same_twice(tmp_path):
@@ -361,7 +363,9 @@ def test_a_recording_in_no_folder_is_told_of(tmp_path):
     soundfile.write(folder / "a.wav", tone(0.5), 16_000)
     splits = Speech(window=WINDOW).open(folder, download=False, seed=0)
     assert splits.classes == {"speaker": 4}
-    assert splits.notes == (f"1 recordings lie in {folder} itself, in no speaker's folder: they count as one more",)
+    assert splits.notes == (
+        f"in {folder} itself, in no speaker's folder: 1 recording, taken for those of one more speaker",
+    )
 
 
 def test_label_files_that_are_no_text_are_named(tmp_path):
