@@ -47,7 +47,7 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(of_stages=True),
         "manifest": {split: manifest[split] for split in ("train", "validation")},
-        "network": recipe.network.identity_through(number),
+        "network": recipe.network.through(number),
         "objective": recipe.objective.identity(),
         "optimiser": recipe.optimiser.identity(),
         "training": recipe.training.identity(),

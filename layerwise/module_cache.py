@@ -37,7 +37,7 @@ def cache_key(setup: Setup, number: int) -> dict[str, Any]:
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(),
         "manifest": setup.facts.manifest,
-        "network": recipe.network.identity_through(number),
+        "network": recipe.network.through(number),
         "weights": frozen_digests(setup, number),
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,

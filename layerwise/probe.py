@@ -191,7 +191,7 @@ def _identity(setup: Setup, holder: int | None) -> dict[str, Any]:
     recipe = setup.recipe
     return {
         "weights": [] if holder is None else frozen_digests(setup, holder),
-        "network": None if holder is None else recipe.network.identity_through(holder),
+        "network": recipe.network.through(holder),
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(),
         "probe": recipe.probe.identity(),

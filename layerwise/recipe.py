@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny
 
@@ -21,6 +21,7 @@ from layerwise.choices import FeedName, ScheduleName
 from layerwise.choices import MethodName as MethodName
 from layerwise.errors import RecipeError
 from layerwise.progress import SILENT, Progress
+from layerwise.sources import NoSource, code_of
 from layerwise.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -48,18 +49,57 @@ def labelled_only(default: Any, **constraints: Any) -> Any:
 
 
 class Settings(BaseModel):
-    """Frozen and validated; an unknown field is an error."""
+    """Frozen and validated; an unknown field is an error.
+
+    Settings of your own bring code along, on which results depend as much as on the fields. Their identity holds a
+    digest of the source of the file that defines the class, and of the local files that this one imports, as it is
+    when the class is defined: edit a loss, a forward pass or a transform there and what was made with it is stale.
+    Comments, docstrings and formatting do not count. Not seen are what is installed as a package (but for the file that
+    defines the class, and the package's version), what is imported by a computed name, and data files that the code
+    reads. Where such a thing changes results, and for classes that were typed into a shell or a notebook, state a
+    version and change it with every edit:
+
+        class MyLoss(ObjectiveSettings):
+            version = 2
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
+    version: ClassVar[int | str | None] = None
+    """Part of the identity, where it is set."""
+    _code: ClassVar[str | NoSource | None] = None
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        try:
+            cls._code = code_of(cls)
+        except NoSource as error:
+            cls._code = error
+
+    @classmethod
+    def code(cls) -> dict[str, JsonValue]:
+        """What identifies the code of a class that is not part of layerwise, by itself; empty for one that is.
+
+        Raises:
+            RecipeError: the source cannot be read, and the class states no version.
+        """
+        if isinstance(cls._code, NoSource) and cls.version is None:
+            raise RecipeError(
+                f"{cls._code}, so that an edit of its code would not be noticed. Define it in a file; or state a "
+                "version in the class, version = 1, and change it with every edit"
+            )
+        found = {"code": cls._code if isinstance(cls._code, str) else None, "version": cls.version}
+        return {name: value for name, value in found.items() if value is not None}
+
     def identity(self, *, of_stages: bool = False) -> dict[str, JsonValue]:
         """The fields that can change a computed value, as JSON; nested settings likewise, with the name of their
-        kind.
+        kind, and a digest of the code of those that are not part of layerwise.
 
         Args:
             of_stages: without those that can only change what probes see.
         """
-        found: dict[str, JsonValue] = {"kind": type(self).__name__}
+        found: dict[str, JsonValue] = {"kind": type(self).__name__, **self.code()}
         for name, info in type(self).model_fields.items():
             extra = info.json_schema_extra
             if isinstance(extra, dict) and extra.get("changes_values") is False:
@@ -74,6 +114,21 @@ class Settings(BaseModel):
         if isinstance(value, tuple):
             return [Settings._as_json(item, of_stages) for item in value]
         return value.identity(of_stages=of_stages) if isinstance(value, Settings) else value
+
+
+def codes(value: object, path: str = "") -> dict[str, JsonValue]:
+    """`Settings.code` of each class within some settings that is not part of layerwise, by the path of its field."""
+    if isinstance(value, tuple):
+        inner = {str(index): item for index, item in enumerate(value)}
+        found: dict[str, JsonValue] = {}
+    elif isinstance(value, Settings):
+        inner = {name: getattr(value, name) for name in type(value).model_fields}
+        found = {path: own} if (own := value.code()) else {}
+    else:
+        return {}
+    for name, item in inner.items():
+        found |= codes(item, f"{path}.{name}".lstrip("."))
+    return found
 
 
 class DatasetSettings(Settings, ABC):
@@ -131,6 +186,13 @@ class NetworkSettings(Settings, ABC):
     def identity_through(self, number: int) -> dict[str, JsonValue]:
         """The settings that modules 1 to `number` depend on: adding a module on top must not change it."""
         return self.identity()
+
+    def through(self, number: int | None) -> dict[str, JsonValue] | None:
+        """`identity_through`, with the code of every class in the settings; of no module (None) the code alone."""
+        found = {} if number is None else self.identity_through(number)
+        if own := codes(self):
+            found = {**found, "code": own}
+        return found or None
 
     def fixed_features(self) -> dict[str, Callable[[], Module]]:
         """Features by hand that a probe can compare with: name to what makes the module, without parameters, that reads
@@ -304,6 +366,9 @@ def differences(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue],
     found = []
     for name in dict.fromkeys([*before, *after]):
         old, new = before.get(name), after.get(name)
+        if name == "code" and old != new:
+            found.append(f"{prefix.rstrip('.')}: its code was edited")
+            continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{prefix}{name}.")
         elif old != new:

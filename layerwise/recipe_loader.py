@@ -24,7 +24,7 @@ from pydantic import ValidationError
 
 from layerwise.errors import RecipeError
 from layerwise.recipe import Recipe, Settings
-from layerwise.sources import local_files
+from layerwise.sources import RECIPE_MODULE, local_files
 
 
 def recipes_folder() -> Path:
@@ -183,7 +183,7 @@ def find_recipe(source: str) -> Path:
 
 def _execute(path: Path) -> Recipe:
     place = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]  # two recipes may have one name
-    name = f"layerwise_recipe_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{place}"
+    name = f"{RECIPE_MODULE}{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     module = importlib.util.module_from_spec(spec)

@@ -62,7 +62,7 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
         last = network.groups[-1]
         added = {"channels": channels or 2 * last.channels, "blocks": blocks, "stride": stride}
         taller = network.model_copy(update={"groups": (*network.groups, last.model_copy(update=added))})
-        if taller.identity_through(depth) != network.identity_through(depth):
+        if taller.through(depth) != network.through(depth):
             raise UsageError(
                 f"a module of {added['channels']} channels (times network.width = {network.width:g}) and stride 1 on "
                 "one of as many reads its input unrectified, which the module below does not hand on: choose other "
