@@ -1,4 +1,4 @@
-"""The state of a training between two steps: written whole, checked when read.
+"""The state of a training between two steps: written whole, checked when read; of a finished one too, to train it on.
 
 `checkpoint.json` is the record: it names the files of tensors and their hashes, and is replaced last. Files that no
 record names any more are removed afterwards, so that a kill at any moment leaves a record whose files are all there.
@@ -6,6 +6,7 @@ record names any more are removed afterwards, so that a kill at any moment leave
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -24,8 +25,6 @@ from layerwise.tensors import load_tensors, save_tensors
 
 RECORD = "checkpoint.json"
 MOST_STEPS = 2**40
-LENGTH_ONLY = "training.epochs: "
-"""How long a training lasts at most: it may change in its middle, to what has not passed yet."""
 
 
 def save_checkpoint(
@@ -66,10 +65,9 @@ def load_checkpoint(
     record = read_record(folder / RECORD, CHECKPOINT)
     if record is None:
         return None
-    changed = [line for line in differences(record["made_from"], made_from) if not line.startswith(LENGTH_ONLY)]
-    if changed:
+    if changed := changes_within(record["made_from"], made_from):
         raise NotReady(
-            f"{folder} holds an unfinished training with other settings ({'; '.join(changed[:5])}). "
+            f"{folder} holds a training with other settings ({'; '.join(changed[:5])}). "
             "Go back to those settings, choose another --run-dir, or add --fresh to begin again."
         )
     place = record["place"]
@@ -81,12 +79,59 @@ def load_checkpoint(
     asked = made_from.get("training", {}).get("epochs")
     if asked is not None and not best and place["epoch"] + (place["batch"] > 0) > asked:
         raise NotReady(
-            f"{folder} holds a training that is in epoch {place['epoch'] + (place['batch'] > 0)} already, and "
+            f"{folder} holds a training that has come to epoch {place['epoch'] + (place['batch'] > 0)} already, and "
             f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to begin again."
         )
     entry = record["files"]["best"] if best else record["files"]["latest"]
     _restore(learners, folder / entry["file"], entry["sha256"])
     return {**place}
+
+
+def has_checkpoint(folder: Path) -> bool:
+    """
+    Raises:
+        DamagedData: its record is not what was written.
+    """
+    return read_record(folder / RECORD, CHECKPOINT) is not None
+
+
+def changes_within(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The differences between two identities of a stage, but for those that only let it end later or earlier.
+
+    From where a training stands, another number of epochs leads to the same bits as if it had been asked for at the
+    start, if it is not passed yet; and so does more patience.
+    """
+    only_end = {"training.epochs"}
+    if _patience(before) <= _patience(after):
+        only_end.add("training.patience")
+    return [line for line in differences(before, after) if line.partition(":")[0] not in only_end]
+
+
+def _patience(identity: Mapping[str, Any]) -> float:
+    training = identity.get("training")
+    found = training.get("patience") if isinstance(training, Mapping) else None
+    return found if isinstance(found, int) else math.inf
+
+
+def keep_checkpoint(folder: Path, learners: Sequence[Learner], *, best: bool) -> int:
+    """Reduce the checkpoint of a finished training to what training it on takes; returns its bytes.
+
+    That is the latest state and, with `best`, the best weights, which the learners hold now; not the optimiser's state
+    beside those.
+    """
+    record = read_record(folder / RECORD, CHECKPOINT)
+    if record is None:
+        return 0
+    files = record["files"]
+    if not best:
+        files["best"] = files["latest"]
+    elif files["best"]["file"] != files["latest"]["file"]:
+        name = f"checkpoint-0-{record['place']['best_epoch']}.safetensors"  # no whole state has the step 0 and an epoch
+        files["best"] = {"file": name, "sha256": save_tensors(folder / name, _weights(learners))}
+    write_json(folder / RECORD, record)
+    kept = {entry["file"] for entry in (files["latest"], files["best"])}
+    _drop_tensors(folder, kept)
+    return sum((folder / name).stat().st_size for name in kept)
 
 
 def drop_checkpoint(folder: Path) -> None:

@@ -6,15 +6,16 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 
+import activation_cache
 from activation_cache import SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
-from layerwise.checkpoint import drop_checkpoint
+from layerwise.checkpoint import changes_within, has_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
 from layerwise.recipe import differences
@@ -78,12 +79,11 @@ def _in_windows(setup: Setup, number: int) -> bool:
 
 
 def freeze(setup: Setup, learner: Learner, made_from: Mapping[str, Any], outcome: Mapping[str, Any]) -> None:
-    """Write a module's weights, then the record that makes them count. The objective is thrown away."""
+    """Write a module's weights, then the record that makes them count."""
     folder = setup.run.stage(learner.number)
     sha256 = save_tensors(folder / "module.safetensors", learner.module.state_dict())
     record = {"made_from": made_from, "sha256": sha256, "weights": weights_digest(learner.module), **outcome}
     write_json(folder / "stage.json", record)
-    drop_checkpoint(folder)
 
 
 def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
@@ -95,12 +95,23 @@ def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
     record = _read_stage(setup, number)
     if record is None:
         return None
-    if changed := differences(record["made_from"], stage_identity(setup, number)):
+    identity = stage_identity(setup, number)
+    if changed := differences(record["made_from"], identity):
+        again = f"train it again with: {setup.command(f'stage {number} --fresh')}"
+        if _can_go_on(setup, record, identity):
+            again = f"let it go on with: {setup.command(f'stage {number}')}"
         raise NotReady(
             f"stage {number} of {setup.run.folder} was trained with other settings ({'; '.join(changed[:5])}). "
-            "Go back to those settings, choose another --run-dir, or train it again with --fresh."
+            f"Go back to those settings, choose another --run-dir, or {again}"
         )
     return {**record}
+
+
+def _can_go_on(setup: Setup, record: StageRecord, identity: Mapping[str, Any]) -> bool:
+    """Whether a stage that was made from something else has all that it takes to become one of this identity."""
+    if changes_within(record["made_from"], identity):
+        return False
+    return has_checkpoint(setup.run.training(record["trained_with"])) or record["epochs"] == 0
 
 
 def _read_stage(setup: Setup, number: int) -> StageRecord | None:
@@ -145,12 +156,17 @@ def missing_weights(setup: Setup, number: int) -> str | None:
 
 
 def finished(setup: Setup, number: int) -> dict[str, Any] | None:
-    """The record of a finished stage, or None.
+    """The record of a finished stage; None also where it is to be trained for another number of epochs.
 
     Raises:
         NotReady: it was made with other settings or inputs.
         DamagedData: its weights are missing.
     """
+    found = _read_stage(setup, number)
+    if found is not None:
+        identity = stage_identity(setup, number)
+        if found["made_from"] != identity and _can_go_on(setup, found, identity):
+            return None
     record = stage_record(setup, number)
     if record is not None and (missing := missing_weights(setup, number)) is not None:
         raise DamagedData(missing)
@@ -186,6 +202,24 @@ def frozen_digests(setup: Setup, number: int) -> list[str]:
         if record is None:
             raise _not_trained(setup, below)
     return [record["weights"] for record in records if record is not None]
+
+
+def frozen_weights(setup: Setup, numbers: Sequence[int]) -> list[str] | None:
+    """sha256 of the weights of these modules, as recorded; None where one of them is not frozen."""
+    records = [_read_stage(setup, number) for number in numbers]
+    found = [record["weights"] for record in records if record is not None]
+    return found if len(found) == len(records) else None
+
+
+def to_make_again(setup: Setup, number: int) -> list[str]:
+    """The commands that make again what there is of the caches and stages that rest on module `number`, in order."""
+    found = []
+    for group in setup.recipe.groups(setup.depth):
+        if group[0] > number and _read_stage(setup, group[-1]) is not None:
+            found.append(setup.command(f"stage {group[0]} --fresh"))
+        if group[-1] >= number and activation_cache.inspect(setup.run.cache(group[-1])).state != "absent":
+            found.append(setup.command(f"cache --module {group[-1]}"))
+    return found
 
 
 def load_frozen(setup: Setup, number: int) -> list[Module]:

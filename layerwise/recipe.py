@@ -250,6 +250,11 @@ class Training(Settings):
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
     checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
+    keep_checkpoint: bool = free(
+        True,
+        description="keep the state of a finished training, about four times the bytes of its weights, so that it can "
+        "go on for more epochs",
+    )
     micro_batch: int | None = free(
         None, ge=1, description="samples that go through the module at once; null: the whole batch"
     )

@@ -99,6 +99,8 @@ class StageRecord(TypedDict):
     peak: PeakRecord
     trained_with: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
     threads: NotRequired[Threads | None]
+    checkpoint_bytes: NotRequired[Count]
+    """Of the files that let the training go on."""
 
 
 @_exact

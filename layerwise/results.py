@@ -73,6 +73,7 @@ def curve(run: Run, record: Mapping[str, Any], number: int) -> list[dict[str, An
             "validation_loss": line["validation_loss"][position],
         }
         for line in _metrics(run, record).epochs
+        if line["epoch"] <= record["epochs"]  # where it is being trained on, there are more
     ]
 
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from layerwise import memory
 from layerwise.caching import write_cache
-from layerwise.checkpoint import drop_checkpoint
+from layerwise.checkpoint import drop_checkpoint, keep_checkpoint
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
-from layerwise.frozen import finished, freeze, require_stage, stage_identity
+from layerwise.frozen import finished, freeze, frozen_weights, require_stage, stage_identity, to_make_again
 from layerwise.inputs import stage_inputs
 from layerwise.noise import NoisyFeed
 from layerwise.plan import require_fit
@@ -74,6 +74,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     ]
     del modules  # the prefix and the suffix have no part in this stage
     made_from = stage_identity(setup, numbers[-1])
+    before = None if fresh else frozen_weights(setup, numbers)
     if fresh:  # only now that nothing stands in the way of training anew
         drop_checkpoint(folder)
         for number in numbers:
@@ -108,10 +109,24 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         "steps": place.step,
         "peak": asdict(peak),
         "threads": place.threads,
+        "checkpoint_bytes": 0,
     }
+    if recipe.training.keep_checkpoint:
+        outcome["checkpoint_bytes"] = keep_checkpoint(folder, learners, best=recipe.training.keep == "best")
+    for number in numbers:
+        remove_file(setup.run.stage(number) / "stage.json")  # where they were trained on: it is of other weights
+        if setup.run.stage(number) != folder:
+            drop_checkpoint(setup.run.stage(number))  # left by another schedule
     for learner in learners:
         freeze(setup, learner, made_from, {**outcome, "trained_with": list(numbers)})
-    drop_checkpoint(folder)
+    if not recipe.training.keep_checkpoint:
+        drop_checkpoint(folder)
+    changed = before not in (None, frozen_weights(setup, numbers))
+    if changed and (stale := to_make_again(setup, numbers[-1])):
+        setup.progress.note(
+            f"{title}: other weights than before, so what was made from them is stale. Make it "
+            f"again with: {'; '.join(stale)}"
+        )
 
 
 def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:

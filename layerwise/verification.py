@@ -9,17 +9,16 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import TypeAdapter
 
 import activation_cache
 from activation_cache import CacheError, StoreError
 from layerwise.errors import DamagedData, NotReady
+from layerwise.findings import Verification, intact, listed, reason_of
 from layerwise.metrics import METRICS, METRICS_BYTES, missing_epochs, read_metrics
 from layerwise.records import (
     CHECKPOINT,
@@ -30,9 +29,8 @@ from layerwise.records import (
     RUN,
     STAGE,
     WINDOW,
+    CheckpointRecord,
     StageRecord,
-    check_record,
-    read_record,
 )
 from layerwise.run import cache_location
 from layerwise.run_files import (
@@ -48,44 +46,11 @@ from layerwise.run_files import (
     require_usable,
     subfolders,
 )
-from layerwise.storage import JSON_BYTES, file_sha256, read_file, sealed_json, unseal_json
+from layerwise.storage import read_file
 from layerwise.units import counted
 
-Form = TypeVar("Form")
-SHOWN = 20
 ATTEMPTS = 5
-
-
-@dataclass
-class Verification:
-    """What was found in a run. Paths begin with that of the run, or are those of a cache elsewhere."""
-
-    run: Path
-    files: int = 0
-    bytes: int = 0
-    damaged: dict[str, str] = field(default_factory=dict)
-    """Path to what is wrong with the file, missing ones among them."""
-    unfinished: dict[str, str] = field(default_factory=dict)
-    """Path to what is still to be done there, and is done by the command that was interrupted."""
-    unexpected: list[str] = field(default_factory=list)
-    """Files that no command put there."""
-    caches: list[dict[str, Any]] = field(default_factory=list)
-    """`module`, `location`, `bytes`, `files`, and what is `damaged` and `unexpected` by paths within the cache."""
-    mends: list[str] = field(default_factory=list)
-    """Commands that make the damaged parts again, in this order."""
-    _known: set[Path] = field(default_factory=set)
-
-    def expect(self, path: Path) -> None:
-        self._known.add(path)
-
-    def damage(self, path: Path | str, reason: str, mend: str = "") -> None:
-        self.damaged.setdefault(str(path), reason)
-        if mend and mend not in self.mends:
-            self.mends.append(mend)
-
-    def as_json(self) -> dict[str, Any]:
-        found = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        return {**found, "run": str(self.run)}
+MOST_MODULES = 1000
 
 
 def verify_run(run: Path, note: Callable[[str], None] = lambda _: None) -> Verification:
@@ -104,10 +69,6 @@ def verify_run(run: Path, note: Callable[[str], None] = lambda _: None) -> Verif
     return found
 
 
-def _command(found: Verification, *words: str) -> str:
-    return shlex.join(["layerwise", *words, "--run-dir", str(found.run)])
-
-
 def _verify_records(found: Verification) -> None:
     if not is_run(found.run):
         require_usable(found.run)
@@ -116,9 +77,9 @@ def _verify_records(found: Verification) -> None:
     for name, form in forms.items():
         path = found.run / name
         delete = f"rm {shlex.quote(str(path))}"
-        again = _command(found, "run") if name == "dataset.json" else _command(found, "run", "--recipe", "NAME|FILE.py")
+        again = found.command("run") if name == "dataset.json" else found.command("run", "--recipe", "NAME|FILE.py")
         there = os.path.lexists(path)
-        if _read(found, path, form, f"{delete}; {again}" if there else again) is None and not there:
+        if found.read(path, form, f"{delete}; {again}" if there else again) is None and not there:
             trained = [stage for stage in _stages(found) if os.path.lexists(stage / "stage.json")]
             if name != "dataset.json" or trained:
                 found.damage(path, "is missing", again)
@@ -131,52 +92,6 @@ def _stages(found: Verification) -> list[Path]:
         return []
 
 
-def _read(found: Verification, path: Path, form: TypeAdapter[Form], mend: str) -> Form | None:
-    """The record in the file, if it is byte for byte what was written; None where it is not, or is not there."""
-    found.expect(path)
-    try:
-        raw = read_file(path, JSON_BYTES)
-        if raw is None:
-            return None
-        content = unseal_json(path, raw)
-        if sealed_json(content) != raw:  # another white space or escape, which means the same
-            raise DamagedData(f"{path} is damaged: it is not byte for byte what was written.")
-        record = check_record(path, content, form)
-    except DamagedData as error:
-        found.damage(path, _reason(path, error), mend)
-        return None
-    found.files += 1
-    found.bytes += len(raw)
-    return record
-
-
-def _intact(path: Path, form: TypeAdapter[Form]) -> Form | None:
-    with suppress(DamagedData):
-        return read_record(path, form)
-    return None
-
-
-def _reason(path: Path, error: DamagedData) -> str:
-    """What is wrong, without the path in front and the advice behind it."""
-    return str(error).removeprefix(f"{path} ").removeprefix("is damaged: ").split(". ")[0].rstrip(".")
-
-
-def _check_sha256(found: Verification, path: Path, sha256: str, mend: str) -> None:
-    found.expect(path)
-    try:
-        actual = file_sha256(path)
-    except DamagedData as error:
-        found.damage(path, _reason(path, error), mend)
-        return
-    if actual is None:
-        found.damage(path, "is missing", mend)
-    elif actual != sha256:
-        found.damage(path, "was altered", mend)
-    else:
-        found.files += 1
-        found.bytes += path.stat().st_size
-
-
 def _verify_stages(found: Verification) -> None:
     try:
         folders = subfolders(found.run / "stages", STAGE_FOLDER)
@@ -187,10 +102,10 @@ def _verify_stages(found: Verification) -> None:
     below: dict[int, str] = {}
     for folder in folders:
         number = int(folder.name.split("-")[0])
-        mend = _command(found, "stage", str(number), "--fresh")
-        record = _read(found, folder / "stage.json", STAGE, mend)
+        mend = found.command("stage", str(number), "--fresh")
+        record = found.read(folder / "stage.json", STAGE, mend)
         if record is not None:
-            _check_sha256(found, folder / "module.safetensors", record["sha256"], mend)
+            found.check_sha256(folder / "module.safetensors", record["sha256"], mend)
             together = record["trained_with"]
             if number not in together:
                 found.damage(folder / "stage.json", f"it is of the modules {together}", mend)
@@ -199,41 +114,70 @@ def _verify_stages(found: Verification) -> None:
             made_from = record["made_from"].get("inputs")
             weights = made_from.get("weights") if isinstance(made_from, dict) else None
             below |= dict.fromkeys(range(1, 1 + len(weights if isinstance(weights, list) else together)), str(number))
-        _verify_checkpoint(found, folder, mend)
     for folder in sorted({*folders, *trainings}):
-        record, mend = trainings.get(folder, (None, _command(found, "stage", folder.name.split("-")[0], "--fresh")))
+        record, mend = trainings.get(folder, (None, found.command("stage", folder.name.split("-")[0], "--fresh")))
+        _verify_checkpoint(found, folder, record, mend)
+        _require_frozen(found, folder)
         _verify_metrics(found, folder, record, mend)
     for number, above in sorted(below.items()):
         folder = found.run / "stages" / str(number)
         if not any(os.path.lexists(folder / name) for name in ("stage.json", "checkpoint.json")):
             reason = f"is missing, and module {above} was trained on it or with it"
-            found.damage(folder / "stage.json", reason, _command(found, "stage", str(number), "--fresh"))
+            found.damage(folder / "stage.json", reason, found.command("stage", str(number), "--fresh"))
 
 
-def _verify_checkpoint(found: Verification, folder: Path, mend: str) -> None:
-    """A training that is under way replaces its files meanwhile: then they are looked at again."""
+def _verify_checkpoint(found: Verification, folder: Path, stage: StageRecord | None, mend: str) -> None:
+    """A training that is under way replaces its files meanwhile: then they are looked at again.
+
+    Args:
+        stage: the record of a module that was trained there, once it is frozen.
+    """
     path = folder / "checkpoint.json"
     for _ in range(ATTEMPTS):
         trial = Verification(found.run)
-        record = _read(trial, path, CHECKPOINT, mend)
+        record = trial.read(path, CHECKPOINT, mend)
+        if record is None and stage is not None and stage.get("checkpoint_bytes") and not os.path.lexists(path):
+            trial.damage(path, "is missing: the modules cannot be trained for more epochs", mend)
         if record is not None:
-            found.unfinished[str(folder)] = f"trained for {counted(record['place']['epoch'], 'epoch')}"
+            if not _finished(stage, record):
+                found.unfinished[str(folder)] = f"trained for {counted(record['place']['epoch'], 'epoch')}"
             entries = {entry["file"]: entry["sha256"] for entry in (record["files"]["latest"], record["files"]["best"])}
             for file, sha256 in entries.items():
-                _check_sha256(trial, folder / file, sha256, mend)
-        if not trial.damaged or record == _intact(path, CHECKPOINT):
+                trial.check_sha256(folder / file, sha256, mend)
+        if not trial.damaged or record == intact(path, CHECKPOINT):
             break
     found.files, found.bytes = found.files + trial.files, found.bytes + trial.bytes
-    found._known |= trial._known
+    found.known |= trial.known
     for damaged, reason in trial.damaged.items():
         found.damage(damaged, reason, mend)
+
+
+def _require_frozen(found: Verification, folder: Path) -> None:
+    """Name the records of modules whose training is over and that are not frozen."""
+    checkpoint = intact(folder / "checkpoint.json", CHECKPOINT)
+    training = {} if checkpoint is None else checkpoint["made_from"].get("training")
+    if checkpoint is None or not isinstance(training, dict):
+        return
+    epoch, best = checkpoint["place"]["epoch"], checkpoint["place"]["best_epoch"]
+    ends = ((training.get("epochs"), epoch), (training.get("patience"), epoch - best))
+    if any(isinstance(most, int) and done >= most for most, done in ends):
+        first, *last = (int(number) for number in folder.name.split("-"))
+        for number in range(first, 1 + min(max([first, *last]), first + MOST_MODULES)):
+            path = found.run / "stages" / str(number) / "stage.json"
+            if not os.path.lexists(path):
+                found.damage(path, "is missing, though the training is over", found.command("stage", str(first)))
+
+
+def _finished(stage: StageRecord | None, checkpoint: CheckpointRecord | None) -> bool:
+    """Whether a training is over: its module is frozen, and is not being trained on from its checkpoint."""
+    return stage is not None and (checkpoint is None or checkpoint["place"]["epoch"] <= stage["epochs"])
 
 
 def _verify_metrics(found: Verification, folder: Path, record: StageRecord | None, mend: str) -> None:
     """`record`: that of a module which was trained there, once it is frozen."""
     path = folder / METRICS
     found.expect(path)
-    checkpoint = _intact(folder / "checkpoint.json", CHECKPOINT)
+    checkpoint = intact(folder / "checkpoint.json", CHECKPOINT)
     epochs = record["epochs"] if record is not None else checkpoint["place"]["epoch"] if checkpoint is not None else 0
     first, *rest = (int(number) for number in folder.name.split("-"))
     modules = len(record["trained_with"]) if record is not None else rest[0] - first + 1 if rest else 1
@@ -241,31 +185,26 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
         raw = read_file(path, METRICS_BYTES)
         metrics = read_metrics(path, modules)
     except DamagedData as error:
-        found.damage(path, _reason(path, error), mend)
+        found.damage(path, reason_of(path, error), mend)
         return
     lost = missing_epochs(metrics.epochs, epochs)
     if raw is None:
         if lost:
             found.damage(path, "is missing: the report has no curves of this training", mend)
         return
-    finished = record is not None and checkpoint is None
+    finished = _finished(record, checkpoint)
     beyond = [line["epoch"] for line in metrics.epochs if line["epoch"] > epochs] if finished else []
     if metrics.damaged:
-        found.damage(path, f"lines {_listed(metrics.damaged)} were altered: the curves lack them", mend)
+        found.damage(path, f"lines {listed(metrics.damaged)} were altered: the curves lack them", mend)
     elif metrics.torn and finished:
         found.damage(path, "its last line was altered or cut short: the curves lack it", mend)
     elif beyond:
-        found.damage(path, f"it tells of epochs {_listed(beyond)}, and {epochs} were trained", mend)
+        found.damage(path, f"it tells of epochs {listed(beyond)}, and {epochs} were trained", mend)
     elif lost:
-        found.damage(path, f"the lines of epochs {_listed(lost)} are missing: the curves lack them", mend)
+        found.damage(path, f"the lines of epochs {listed(lost)} are missing: the curves lack them", mend)
     else:
         found.files += 1
         found.bytes += len(raw)
-
-
-def _listed(numbers: Iterable[int]) -> str:
-    shown = [str(number) for number in numbers]
-    return ", ".join(shown[:SHOWN]) + (" …" if shown[SHOWN:] else "")
 
 
 def _verify_probes(found: Verification) -> None:
@@ -279,31 +218,31 @@ def _verify_probes(found: Verification) -> None:
         if re.fullmatch(r"[A-Za-z0-9_-]+\.json", name):
             part = name.removesuffix(".json")
             mend = _probe_again(found, part)
-            record = _read(found, folder / name, PROBE, mend)
+            record = found.read(folder / name, PROBE, mend)
             if record is not None and str(record["module"]) != part:
                 found.damage(folder / name, f"it is of {record['module']!r}", mend)
 
 
 def _probe_again(found: Verification, part: str) -> str:
-    return _command(found, "probe", *(["--module", part] if part.isdecimal() else ["--fixed"]), "--fresh")
+    return found.command("probe", *(["--module", part] if part.isdecimal() else ["--fixed"]), "--fresh")
 
 
 def _verify_report(found: Verification) -> None:
-    folder, again = found.run / "report", _command(found, "run")
+    folder, again = found.run / "report", found.command("run")
     try:
         if not is_folder(folder) or not os.listdir(folder):
             return
     except DamagedData as error:
         found.damage(folder, str(error))
         return
-    manifest = _read(found, folder / MANIFEST, REPORT, again)
+    manifest = found.read(folder / MANIFEST, REPORT, again)
     if manifest is None:
         if not os.path.lexists(folder / MANIFEST):
             found.damage(folder / MANIFEST, "is missing: nothing says what the report should hold", again)
         return
     for name, sha256 in manifest["files"].items():
         if manifest["finished"]:
-            _check_sha256(found, folder / name, sha256, again)
+            found.check_sha256(folder / name, sha256, again)
         else:
             found.expect(folder / name)
     if not manifest["finished"]:
@@ -313,7 +252,7 @@ def _verify_report(found: Verification) -> None:
         path = found.run / name
         if os.path.lexists(path) or (kind == "stages" and os.path.lexists(path.with_name("checkpoint.json"))):
             continue
-        mend = _probe_again(found, part) if kind == "probes" else _command(found, "stage", part, "--fresh")
+        mend = _probe_again(found, part) if kind == "probes" else found.command("stage", part, "--fresh")
         found.damage(path, "is missing, and the report shows it", mend)
 
 
@@ -327,10 +266,10 @@ def _verify_caches(found: Verification, note: Callable[[str], None]) -> None:
         return
     for name in names:
         if re.fullmatch(r"\d{1,5}\.window\.json", name):
-            mend = f"rm {shlex.quote(str(folder / name))}; " + _command(found, "cache", "--module", name.split(".")[0])
-            _read(found, folder / name, WINDOW, mend)
+            mend = f"rm {shlex.quote(str(folder / name))}; " + found.command("cache", "--module", name.split(".")[0])
+            found.read(folder / name, WINDOW, mend)
     places: list[tuple[int, Path | str]] = []
-    recipe = _intact(found.run / "recipe.json", RECIPE)
+    recipe = intact(found.run / "recipe.json", RECIPE)
     url = None if recipe is None else recipe["cache"].get("url")
     if url is not None:
         numbers = {int(stage.name) for stage in _stages(found) if stage.name.isdecimal()}
@@ -346,7 +285,7 @@ def _verify_caches(found: Verification, note: Callable[[str], None]) -> None:
 
 
 def _verify_cache(found: Verification, number: int, location: Path | str, note: Callable[[str], None]) -> None:
-    mend = _command(found, "cache", "--module", str(number), "--repair")
+    mend = found.command("cache", "--module", str(number), "--repair")
     entry: dict[str, Any] = {"module": number, "location": str(location), "bytes": 0, "files": 0}
     try:
         status = activation_cache.inspect(location)
@@ -376,7 +315,7 @@ def _verify_cache(found: Verification, number: int, location: Path | str, note: 
 
 def _find_unexpected(found: Verification) -> None:
     """All that no command put there; beside the run's own folders only the topmost names, which may be the user's."""
-    known = {*found._known, *(found.run / name for name in (LOCK, *FOLDERS))}
+    known = {*found.known, *(found.run / name for name in (LOCK, *FOLDERS))}
     names = sorted(os.listdir(found.run))
     found.unexpected += [str(found.run / name) for name in names if found.run / name not in known]
     for name in FOLDERS:
@@ -388,7 +327,7 @@ def _find_unexpected(found: Verification) -> None:
 def _list_unexpected(found: Verification, folder: Path) -> None:
     for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
         path = Path(entry.path)
-        if path in found._known:
+        if path in found.known:
             continue
         if not entry.is_dir(follow_symlinks=False):
             found.unexpected.append(entry.path)

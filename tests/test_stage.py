@@ -109,7 +109,7 @@ def test_stopped_and_resumed_ends_in_the_same_bits(make_setup, step, schedule):
     stopped = make_setup(recipe, "stopped")
     asked = []
     stopped.progress, stopped.should_stop = StopAt(step, lambda: asked.append(True)), lambda: bool(asked)
-    with pytest.raises(StoppedEarly, match=f"after {step} updates"):
+    with pytest.raises(StoppedEarly, match=f"after {step} update"):
         run_stage(stopped, 1)
     resumed = make_setup(recipe, "stopped")
     run_stage(resumed, 1)
@@ -325,7 +325,7 @@ def test_an_unfinished_stage_may_become_longer_and_not_shorter_than_it_is(make_s
     setup.progress, setup.should_stop = StopAt(8, lambda: asked.append(True)), lambda: bool(asked)
     with pytest.raises(StoppedEarly):
         run_stage(setup, 1)  # in its second epoch
-    with pytest.raises(NotReady, match="in epoch 2 already"):
+    with pytest.raises(NotReady, match="come to epoch 2 already"):
         run_stage(make_setup(apply_overrides(TINY, ["training.epochs=1"])), 1)
     longer = make_setup(apply_overrides(TINY, ["training.epochs=3"]))
     run_stage(longer, 1)

@@ -118,7 +118,8 @@ class Notes(Silent):
         self.notes = []
 
     def note(self, text):
-        self.notes.append(text)
+        if text.startswith("computing with"):
+            self.notes.append(text)
 
 
 @pytest.fixture

@@ -61,6 +61,8 @@ def stage_table(run: Any, number: int, record: Mapping[str, Any], *, last: bool)
     )
     made.add_row("weights taken from epoch", str(record["best_epoch"]))
     made.add_row("sha256", record["weights"][:16])
+    if kept := record.get("checkpoint_bytes"):
+        made.add_row("kept to train for more epochs", size(kept))
     show(made, *([] if last else [f"next: layerwise cache --module {number}"]))
 
 
