@@ -102,9 +102,27 @@ class Setup:
             write_json(self._note, facts)
         return splits
 
+    def _noted(self) -> DatasetRecord | None:
+        """What the run notes of this recipe's dataset, if that was opened before.
+
+        Raises:
+            DamagedData: it cannot be true.
+        """
+        known, expected = read_record(self._note, DATASET), self.recipe.dataset.expects()
+        if known is None or known["dataset"] != self.recipe.dataset.identity():
+            return None
+        splits, shape = known["sizes"].keys(), tuple(known["sample_shape"])
+        if splits != known["manifest"].keys() or not {"train", "validation"} <= splits:
+            wrong = f"it tells of the splits {', '.join(splits)} and has hashes of {', '.join(known['manifest'])}"
+        elif expected is not None and shape != expected[0]:
+            wrong = f"it says that samples are {shape}, and by its settings the dataset makes them {expected[0]}"
+        else:
+            return known
+        raise DamagedData(f"{self._note} is damaged: {wrong}. Delete it to have the dataset read again.")
+
     def _require_same_dataset(self, found: DatasetRecord) -> None:
-        known, manifest = read_record(self._note, DATASET), found["manifest"]
-        if known is None or known["dataset"] != found["dataset"]:
+        known, manifest = self._noted(), found["manifest"]
+        if known is None:
             return
         if known["manifest"] == manifest:
             if (known["sample_shape"], known["sizes"], known["classes"]) != (
@@ -138,8 +156,8 @@ class Setup:
     @cached_property
     def facts(self) -> DatasetFacts:
         """From the run's note where there is one for this recipe, so that a cached stage runs without the dataset."""
-        known = read_record(self._note, DATASET)
-        if known is None or known["dataset"] != self.recipe.dataset.identity():
+        known = self._noted()
+        if known is None:
             _ = self.splits
             known = self._opened
         assert known is not None

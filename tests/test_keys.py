@@ -54,7 +54,8 @@ def trained(make_setup) -> Callable[..., Setup]:
     def make(recipe: Recipe = TINY, manifest=MANIFEST, weights=None) -> Setup:
         setup = make_setup(recipe, recipe.name)
         sizes = dict.fromkeys(manifest, 50)
-        facts = {"sample_shape": [1, 64, 64], "sizes": sizes, "classes": {}, "manifest": dict(manifest), "notes": []}
+        shape = list((recipe.dataset.expects() or ((1, 64, 64),))[0])
+        facts = {"sample_shape": shape, "sizes": sizes, "classes": {}, "manifest": dict(manifest), "notes": []}
         write_json(setup.run.folder / "dataset.json", {"dataset": recipe.dataset.identity(), **facts})
         for number in NUMBERS:
             digest = sha256((weights or {}).get(number, f"weights {number}").encode()).hexdigest()
