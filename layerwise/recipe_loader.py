@@ -291,7 +291,8 @@ def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = ""
         raise RecipeError(f"there is no field {name!r}: {above.rstrip('.')} has no fields of its own")
     if key not in fields:
         known = [str(other) for other in fields]
-        hint = _nearest(field, known, above, rest) or f"{above.rstrip('.') or 'the recipe'} has {_listed(known)}"
+        hint = _inside(draft, path, above) or _nearest(field, known, above, rest)
+        hint = hint or f"{above.rstrip('.') or 'the recipe'} has {_listed(known)}"
         raise RecipeError(f"there is no field {name!r}: {hint}")
     if rest:
         _put(fields[key], rest, value, name, f"{above}{field}.")
@@ -304,6 +305,13 @@ def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = ""
         draft.fields[key] = value
     else:
         draft[key] = value
+
+
+def _inside(draft: Any, path: Sequence[str], above: str) -> str:
+    """Which groups in this one have the field."""
+    inner = draft.fields.items() if isinstance(draft, _Group) else ()
+    holding = [name for name, group in inner if isinstance(group, _Group) and path[0] in group.fields]
+    return f"did you mean {' or '.join('.'.join([above + name, *path]) for name in holding)}?" if holding else ""
 
 
 def _build(draft: Any, above: str) -> Any:
@@ -334,6 +342,8 @@ def explain(error: ValidationError, above: str = "") -> str:
     if kind == "missing":
         return f"{name} is missing"
     message = re.sub(r"^\w+ should ", "should ", first["msg"])
+    if kind == "string_pattern_mismatch" and (described := _description(error.title, first["loc"])):
+        message = f"is not of the form it needs ({described})"
     return f"{name} = {_shown(value)}: {message}{_nearest_value(kind, value, limits)}"
 
 
@@ -343,6 +353,12 @@ def _fields_at(title: str, way: Iterable[int | str]) -> list[str]:
     for part in way:
         kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
     return list(getattr(kind, "model_fields", ()))
+
+
+def _description(title: str, way: Sequence[int | str]) -> str | None:
+    kind = next((kind for kind in _kinds(Settings) if kind.__name__ == title), None)
+    info = None if kind is None or len(way) != 1 else kind.model_fields.get(str(way[0]))
+    return None if info is None else info.description
 
 
 def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:

@@ -31,6 +31,13 @@ FIELDS = ", ".join(Recipe.model_fields)
     [
         ("training.batchsize=3", "there is no field 'training.batchsize': did you mean training.batch_size?"),
         ("trainin.epochs=3", "there is no field 'trainin.epochs': did you mean training.epochs?"),
+        ("epochs=3", "there is no field 'epochs': did you mean training.epochs or probe.epochs?"),
+        ("width=2", "there is no field 'width': did you mean network.width?"),
+        (
+            "cache.url=s3:/x",
+            "cache.url = 's3:/x': is not of the form it needs (where caches lie instead of in the run: "
+            "s3://bucket/prefix, gs://, az:// or file://)",
+        ),
         ("zzz=3", f"there is no field 'zzz': the recipe has {FIELDS}"),
         ("network.groups.3.blocks=2", "there is no field 'network.groups.3.blocks': network.groups has 0, 1, 2"),
         ("seed.x=3", "there is no field 'seed.x': seed has no fields of its own"),
@@ -58,7 +65,10 @@ FIELDS = ", ".join(Recipe.model_fields)
         ("optimiser.learning_rate=-1", "optimiser.learning_rate = -1: should be greater than 0"),
         ("optimiser.learning_rate=Infinity", "optimiser.learning_rate = inf: should be a finite number"),
         ("probe.learning_rates=[]", "probe.learning_rates = []: should have at least 1 item after validation, not 0"),
-        ("name=../x", "name = '../x': should match pattern '^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$'"),
+        (
+            "name=../x",
+            "name = '../x': is not of the form it needs (name of its runs: letters, digits, - and _, at most 64)",
+        ),
         ("network.cuts=[1]", "network: cuts (1,) must be positive and add up to the network's 3 blocks"),
         (
             'network.groups=[{"chanels":8,"blocks":1}]',

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.command import Command
+from layerwise.cli.command import Command, Number
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import CACHE, DATA, RUN, Options, options
 from layerwise.cli.outcome import emit, say
 
 
 @click.command(cls=Command, name="cache")
-@click.option("--module", "number", type=click.IntRange(min=1), metavar="NUMBER", help="Whose outputs to store.")
+@click.option("--module", "number", type=Number(min=1), metavar="NUMBER", help="Whose outputs to store.")
 @click.option("--repair", is_flag=True, help="Read all of the cache, and write only what is damaged again.")
 @click.option("--prune", is_flag=True, help="Remove the run's stale caches, after asking.")
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")

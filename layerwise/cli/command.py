@@ -23,8 +23,28 @@ class Option(click.Option):
         self.heading = heading
 
 
+class Number(click.IntRange):
+    """A whole number from `min` on."""
+
+    name = "number"
+
+
 class Command(click.Command):
-    """A command whose options are listed under headings."""
+    """A command whose options are listed under headings, and which answers a misplaced argument with its option."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.allow_extra_args = True  # refused in `parse_args`
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if ctx.args and not ctx.resilient_parsing:
+            word = ctx.args[0]
+            option = "--module" if word.isdecimal() else "--recipe"
+            known = any(option in parameter.opts for parameter in self.params)
+            hint = f": did you mean {option} {word}?" if known else ""
+            raise click.UsageError(f"{word!r} is one argument too many{hint}", ctx)
+        return rest
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         under: dict[str, list[tuple[str, str]]] = {heading: [] for heading in HEADINGS}

@@ -7,7 +7,7 @@ import json
 
 import click
 
-from layerwise.cli.command import Command
+from layerwise.cli.command import Command, Number
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import DATA, MEMORY, RUN, Options, options
 from layerwise.cli.outcome import emit
@@ -15,11 +15,11 @@ from layerwise.cli.outcome import emit
 
 @click.command(cls=Command, name="grow")
 @click.option(
-    "--channels", type=click.IntRange(min=4), metavar="COUNT", help="Of the new module. Default: twice the last one's."
+    "--channels", type=Number(min=4), metavar="COUNT", help="Of the new module. Default: twice the last one's."
 )
 @click.option(
     "--blocks",
-    type=click.IntRange(min=1),
+    type=Number(min=1),
     metavar="COUNT",
     default=1,
     show_default=True,
@@ -27,7 +27,7 @@ from layerwise.cli.outcome import emit
 )
 @click.option(
     "--stride",
-    type=click.IntRange(1, 4),
+    type=Number(1, 4),
     metavar="1-4",
     default=1,
     show_default=True,

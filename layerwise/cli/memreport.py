@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from layerwise.cli.command import Command, Option
+from layerwise.cli.command import Command, Number, Option
 from layerwise.cli.common import named_recipe, pick_device
 from layerwise.cli.options import DEVICES, METHODS
 from layerwise.cli.outcome import errors_to_exit_codes
@@ -44,9 +44,7 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
     multiple=True,
     help=f"Only these rows: {', '.join(METHODS)}. May be repeated.",
 )
-@click.option(
-    "--batch", type=click.IntRange(min=1), metavar="SAMPLES", default=16, show_default=True, help="Samples a step."
-)
+@click.option("--batch", type=Number(min=1), metavar="SAMPLES", default=16, show_default=True, help="Samples a step.")
 @click.option(
     "--max-memory", "budget", metavar="BYTES", default="500MB", show_default=True, help="For the rows under a budget."
 )

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args
 import click
 
 from layerwise.choices import FeedName, MethodName, ScheduleName
-from layerwise.cli.command import Option
+from layerwise.cli.command import Number, Option
 from layerwise.cli.outcome import errors_to_exit_codes
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -90,7 +90,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "run_dir": (
         "Run",
         {
-            "type": click.Path(path_type=Path),
+            "type": click.Path(path_type=Path, file_okay=False),
             "metavar": "DIR",
             "help": "Where the run lives. Default: runs/RECIPE[-METHOD][-SCHEDULE], or the run used last.",
         },
@@ -137,7 +137,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "micro_batch": (
         "Memory",
         {
-            "type": click.IntRange(min=1),
+            "type": Number(min=1),
             "metavar": "SAMPLES",
             "help": "Samples that go through a module at once; same gradients.",
         },
@@ -157,7 +157,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
     "views": (
         "Cache",
         {
-            "type": click.IntRange(min=1),
+            "type": Number(min=1),
             "metavar": "COUNT",
             "help": "Augmentations that a cache stores for each training sample.",
         },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -44,11 +45,14 @@ def errors_to_exit_codes(as_json: bool) -> Iterator[None]:
         code = exit_code(error)
         if code is None:
             raise
+        message = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            message = f"{os.fsdecode(error.filename)}: {error.strerror}"
         if as_json:
-            emit_error(type(error).__name__, str(error), code)
+            emit_error(type(error).__name__, message, code)
         else:
             begun = "layerwise:"
-            text = wrapped(str(error), terminal_width(sys.stderr), begun=len(begun) + 1)
+            text = wrapped(message, terminal_width(sys.stderr), begun=len(begun) + 1)
             click.echo(f"{click.style(begun, fg='red', bold=True)} {text}", err=True)
         sys.exit(code)
 

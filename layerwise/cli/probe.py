@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.command import Command
+from layerwise.cli.command import Command, Number
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import DATA, RUN, Options, options
 from layerwise.cli.outcome import emit
@@ -14,11 +14,11 @@ from layerwise.cli.outcome import emit
 @click.option(
     "--module",
     "number",
-    type=click.IntRange(min=1),
+    type=Number(min=1),
     metavar="NUMBER",
     help="Whose representation to classify. Default: the last module's.",
 )
-@click.option("--fixed", is_flag=True, help="Classify features by hand instead (MFCC, for speech), to compare with.")
+@click.option("--fixed", is_flag=True, help="Classify hand-crafted features instead (MFCC, for speech).")
 @click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
 @options(*RUN, "device", *DATA)
 def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> None:
@@ -34,9 +34,7 @@ def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> N
         if fixed:
             results = probe_fixed(setup, fresh=fresh)
             if not results:
-                raise UsageError(
-                    f"the recipe {setup.recipe.name!r} has no features by hand to compare with: leave out --fixed"
-                )
+                raise UsageError(f"the recipe {setup.recipe.name!r} has no hand-crafted features: leave out --fixed")
             emit(options, {"probes": results}, lambda: probe_table(results))
             return
         result = probe_module(setup, number or len(setup.holders), fresh=fresh)

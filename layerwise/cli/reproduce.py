@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from layerwise.cli.command import Command
+from layerwise.cli.command import Command, Number
 from layerwise.cli.common import named_recipe, pick_device, require_data_options, stop_on_signal
 from layerwise.cli.options import DATA, Options, options
 from layerwise.cli.outcome import emit
@@ -24,7 +24,7 @@ WHAT = ("table1", "table2", "table3", "table4", "figure2", "figure3", "figure4")
 )
 @click.option(
     "--seeds",
-    type=click.IntRange(min=1),
+    type=Number(min=1),
     metavar="COUNT",
     default=1,
     show_default=True,

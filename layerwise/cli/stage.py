@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli.command import Command
+from layerwise.cli.command import Command, Number
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import CACHE, DATA, MEMORY, RUN, Options, options
 from layerwise.cli.outcome import emit
 
 
 @click.command(cls=Command, name="stage")
-@click.argument("number", type=click.IntRange(min=1))
+@click.argument("number", type=Number(min=1))
 @click.option("--fresh", is_flag=True, help="Train it again from the beginning.")
 @options(*RUN, "device", *DATA, *MEMORY, *CACHE)
 def command(number: int, fresh: bool, options: Options) -> None:

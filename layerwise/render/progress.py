@@ -70,9 +70,9 @@ class _Work:
         return f"{speed:,.0f} samples/s" if speed >= 10 else f"{speed:.1f} samples/s" if self.samples else ""
 
     def left(self) -> str:
-        now = self.done - (self.resumed or 0)
+        now, rest = self.done - (self.resumed or 0), self.total - self.done
         seconds = time.monotonic() - self.began
-        return f"{duration(seconds / now * (self.total - self.done))} left" if now > 0 else ""
+        return f"{duration(seconds / now * rest)} left" if now > 0 and rest > 0 else ""
 
 
 def epoch_line(numbers: Sequence[int], record: Mapping[str, Any]) -> str:

@@ -69,6 +69,11 @@ def test_no_line_of_help_is_wider_than_a_terminal(command: list[str]) -> None:
         (["trian"], "there is no command 'trian': "),
         (["xyzzy"], "there is no command 'xyzzy': there are run, stage, "),
         (["run", "--recip", "digits"], "--recipe"),
+        (["run", "digits"], "'digits' is one argument too many: did you mean --recipe digits?"),
+        (["cache", "1"], "'1' is one argument too many: did you mean --module 1?"),
+        (["stage", "1", "2"], "'2' is one argument too many"),
+        (["stage", "one"], "'one' is not a valid number"),
+        (["run", "--run-dir", __file__], "is a file"),
     ],
 )
 def test_a_typo_is_answered_with_the_nearest_name(typed: list[str], hint: str) -> None:
