@@ -57,3 +57,8 @@ class RunLocked(LayerwiseError):
 
 class StoppedEarly(LayerwiseError):
     exit_code = 75
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and message of an error that code of somebody else raised."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -15,11 +15,12 @@ import torch
 
 import activation_cache
 from activation_cache import SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
+from layerwise.checkpoint import RECORD as CHECKPOINT_FILE
 from layerwise.checkpoint import changes_within, has_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.nets.module import Module
 from layerwise.recipe import differences
-from layerwise.records import STAGE, StageRecord, read_record
+from layerwise.records import CHECKPOINT, STAGE, StageRecord, read_record
 from layerwise.rolling import read_rolling
 from layerwise.setup import Setup
 from layerwise.step import Learner
@@ -122,6 +123,13 @@ def _read_stage(setup: Setup, number: int) -> StageRecord | None:
             f"{path} is damaged: it is of the modules {record['trained_with']}. Delete it to do that part again."
         )
     return record
+
+
+def trained_inputs(setup: Setup, number: int) -> dict[str, Any] | None:
+    """The inputs in the identity of a stage above the first, finished or begun; None where it was not begun."""
+    made = _read_stage(setup, number) or read_record(setup.run.training((number,)) / CHECKPOINT_FILE, CHECKPOINT)
+    inputs = None if made is None else made["made_from"].get("inputs")
+    return inputs if isinstance(inputs, dict) else None
 
 
 @contextmanager

@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 import activation_cache
 from layerwise import memory
+from layerwise.cache_plan import SplitSizes, bytes_to_write, cache_plans, module_outputs, ways_out
 from layerwise.data.parts import Labelled
 from layerwise.errors import NotReady, Unpredictable, UsageError, WillNotFit
 from layerwise.memory import Fit, Samples
-from layerwise.nets.module import output_shapes
-from layerwise.recipe import Recipe, Shape
-from layerwise.rolling import SLOTS, least_slot
-from layerwise.setup import DatasetFacts, Setup
+from layerwise.recipe import Shape
+from layerwise.setup import Setup
 from layerwise.units import size
-
-PROBED = ("probe", "test")
-ITEM = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
-COMPRESSED = 0.5
-"""Of their bytes, what a lossless codec leaves of rectified activations, at best: half of them are zeros."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +29,10 @@ class StagePlan:
     output: Shape
     """Shape of what the last of them hands on for a sample."""
     fit: Fit | None
-    """How it goes through its batches, and the bytes that this takes; None where it does not fit or cannot be told."""
+    """How it goes through its batches, and the bytes that this takes: what takes least where nothing fits; None where
+    that cannot be predicted."""
     problem: str | None
+    """Why it does not fit, or why its memory cannot be predicted."""
     cache: Mapping[str, int] | None
     """dtype to bytes of its cache before compression; None where nothing is stored, or how many samples there are is
     not known."""
@@ -66,6 +60,11 @@ class Plan:
     memory_of: str
     """Which of these it is."""
     problems: Sequence[str]
+    """One for each stage and each cache that does not fit."""
+    advice: str | None
+    """A command that would fit, where something does not."""
+    published: bool
+    """Whether the dataset is not there, and the sizes of its splits are those that its authors publish."""
 
     @property
     def fits(self) -> bool:
@@ -77,9 +76,9 @@ class Plan:
         return max((stage.fit.footprint.peak for stage in self.stages if stage.fit is not None), default=None)
 
     def __str__(self) -> str:
-        """One line."""
+        """One line; where something does not fit, one for each problem."""
         if not self.fits:
-            return f"will not fit: {'; '.join(self.problems)}"
+            return "\n".join(["will not fit:", self.why_not()])
         disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
         if self.disk_free is None:
             disk += " on an object store"
@@ -90,6 +89,10 @@ class Plan:
         there = f" of the {size(self.memory)} {self.memory_of}" if self.memory is not None else ""
         return f"fits: at most {size(self.peak)} of memory (predicted){there}; {disk} for caches"
 
+    def why_not(self) -> str:
+        """A line for each problem, and one for what would fit."""
+        return "\n".join([*self.problems, *([] if self.advice is None else [self.advice])])
+
 
 def make_plan(setup: Setup) -> Plan:
     """Work out every stage without training or allocating anything.
@@ -98,11 +101,11 @@ def make_plan(setup: Setup) -> Plan:
         NotReady: the dataset is not there, and its settings do not tell the shape of a sample.
     """
     recipe = setup.recipe
-    samples, facts = _samples(setup)
-    shapes, weights = _outputs(recipe, samples.shape, samples.shape)
-    counts = [] if facts is None else _counts(recipe, facts, samples.shape)
+    samples, sizes = _samples(setup)
+    shapes, weights = module_outputs(recipe, samples.shape, samples.shape)
+    caches = {} if sizes is None else {plan.module: plan for plan in cache_plans(setup, samples.shape, sizes)}
     available, whose = _memory(setup)
-    stages, problems = [], []
+    stages, problems, too_large = [], [], []
     for group in recipe.groups(len(shapes)):
         found, problem = _fit(setup, group, samples)
         if problem is None and found is not None and available is not None and found.footprint.peak > available:
@@ -110,12 +113,11 @@ def make_plan(setup: Setup) -> Plan:
                 f"stage {group[-1]} takes {size(found.footprint.peak)} (predicted), more than the {size(available)} "
                 f"{whose}"
             )
-        if problem is not None and found is None and recipe.training.max_memory is None:
-            problem = None  # it could not be told, which is no reason not to run
-        problems += [problem] if problem is not None else []
-        stores = recipe.feed == "cache" and group[-1] < len(shapes)
-        stored = counts[group[-1] - 1] if stores and counts else None
-        location = setup.run.cache(group[-1])
+        # What cannot be predicted is no reason not to run, unless there is a budget to keep.
+        if problem is not None and (found is not None or recipe.training.max_memory is not None):
+            problems.append(problem)
+            too_large.append(found)
+        cache = caches.get(group[-1])
         stages.append(
             StagePlan(
                 group,
@@ -123,22 +125,23 @@ def make_plan(setup: Setup) -> Plan:
                 shapes[group[-1] - 1],
                 found,
                 problem,
-                None if stored is None else _cache_bytes(recipe, stored),
-                0 if stored is None else _cache_floor(recipe, stored, math.prod(shapes[group[-1] - 1])),
-                activation_cache.inspect(location).bytes if stores else 0,
+                None if cache is None else cache.bytes_(recipe.cache),
+                0 if cache is None else cache.floor(recipe.cache, recipe.training.batch_size),
+                0 if cache is None else cache.written,
             )
         )
+    advice = _memory_advice(setup, too_large)
     free = activation_cache.free(setup.run.cache(1))
-    limits = [limit for limit in (free, recipe.cache.budget) if limit is not None]
-    for stage in stages:
-        if limits and stage.cache_floor - stage.cached > min(limits):
+    for cache in caches.values():
+        if not cache.fits(recipe.cache, recipe.training.batch_size, free):
             problems.append(
-                f"the cache of module {stage.modules[-1]} takes {size(stage.cache_floor)} at least, and there are "
-                f"{size(min(limits))} for it: choose another --run-dir, --set cache.dtype=uint8, a larger "
-                "--cache-budget, or --feed recompute"
+                f"the cache of module {cache.module} takes {cache.floor(recipe.cache, recipe.training.batch_size):,} "
+                f"bytes at least, and there are {cache.room(recipe.cache, free):,} for it"
             )
-    needed = _disk_needed(recipe, stages) if facts is not None else None
-    return Plan(stages, recipe.cache.dtype, needed, free, available, whose, problems)
+            advice = advice or ways_out(setup, list(caches.values()), free, len(shapes))
+    needed = None if sizes is None else bytes_to_write(list(caches.values()), recipe.cache)
+    published = sizes is not None and sizes.published
+    return Plan(stages, recipe.cache.dtype, needed, free, available, whose, problems, advice, published)
 
 
 def require_fit(setup: Setup) -> Plan:
@@ -148,74 +151,38 @@ def require_fit(setup: Setup) -> Plan:
     """
     plan = make_plan(setup)
     if not plan.fits:
-        raise WillNotFit("; ".join(plan.problems))
+        raise WillNotFit(plan.why_not())
     return plan
 
 
-def _samples(setup: Setup) -> tuple[Samples, DatasetFacts | None]:
-    """What samples are like, from the dataset, else from its settings alone."""
+def _samples(setup: Setup) -> tuple[Samples, SplitSizes | None]:
+    """What samples are like and how many there are, from the dataset, else from its settings alone."""
+    dataset = setup.recipe.dataset
     try:
         facts = setup.facts
     except (NotReady, UsageError):  # no files, or no --data-dir
-        expected = setup.recipe.dataset.expects()
-        if expected is None or (isinstance(setup.recipe.dataset, Labelled) and not expected[1]):
+        expected = dataset.expects()
+        if expected is None or (isinstance(dataset, Labelled) and not expected[1]):
             raise
-        return Samples(*expected), None
-    return Samples(facts.sample_shape, facts.classes), facts
-
-
-def _outputs(recipe: Recipe, sample: Shape, inputs: Shape) -> tuple[list[Shape], list[int]]:
-    """Shape of each module's output for an input, and its number of weights; `sample` is what it is trained on."""
-    with FakeTensorMode():
-        modules = recipe.network.modules(sample)
-        shapes = output_shapes(modules, inputs)
-    weights = [sum(weight.numel() for weight in module.parameters()) for module in modules]
-    return shapes, weights
+        published = dataset.published_sizes()
+        return Samples(*expected), None if published is None else SplitSizes(published, {}, True)
+    return Samples(facts.sample_shape, facts.classes), SplitSizes(facts.sizes, facts.lengths, False)
 
 
 def _fit(setup: Setup, numbers: Sequence[int], samples: Samples) -> tuple[Fit | None, str | None]:
     try:
-        return memory.fit(setup.recipe, numbers, samples, host_apart=setup.device.type != "cpu"), None
-    except (WillNotFit, Unpredictable) as error:
+        return memory.find(setup.recipe, numbers, samples, host_apart=setup.device.type != "cpu")
+    except Unpredictable as error:
         return None, str(error)
 
 
-def _counts(recipe: Recipe, facts: DatasetFacts, sample: Shape) -> list[dict[str, int]]:
-    """For each module, the number of values that it makes of each split which a cache stores.
-
-    Training sees windows of recordings, and probes all of them: those splits are counted as so many recordings of
-    their mean length, which is off by less than a position each.
-    """
-    stored = [split for split in facts.sizes if recipe.cache.probe_splits or split not in PROBED]
-    inputs = {split: (*sample[:-1], facts.lengths[split]) if split in facts.lengths else sample for split in stored}
-    outputs = {shape: _outputs(recipe, sample, shape)[0] for shape in set(inputs.values())}
-    depth = len(outputs[sample])
-    return [
-        {split: facts.sizes[split] * math.prod(outputs[inputs[split]][module]) for split in stored}
-        for module in range(depth)
-    ]
-
-
-def _cache_bytes(recipe: Recipe, counts: Mapping[str, int]) -> dict[str, int]:
-    values = sum(count * (recipe.cache.views if split == "train" else 1) for split, count in counts.items())
-    return {dtype: values * item for dtype, item in ITEM.items()}
-
-
-def _cache_floor(recipe: Recipe, counts: Mapping[str, int], each: int) -> int:
-    """`each`: values of a training sample. A window holds a batch, and fills one more slot."""
-    window = (SLOTS + 1) * least_slot(recipe.training.batch_size) * each
-    values = sum({**counts, "train": min(window, counts["train"])}.values())
-    return int(values * ITEM[recipe.cache.dtype] * _left(recipe))
-
-
-def _left(recipe: Recipe) -> float:
-    return 1.0 if recipe.cache.codec == "none" else COMPRESSED
-
-
-def _disk_needed(recipe: Recipe, stages: Sequence[StagePlan]) -> int:
-    whole = [int(stage.cache[recipe.cache.dtype] * _left(recipe)) if stage.cache else 0 for stage in stages]
-    kept = whole if recipe.cache.budget is None else [min(bytes_, recipe.cache.budget) for bytes_ in whole]
-    return sum(max(bytes_ - stage.cached, 0) for bytes_, stage in zip(kept, stages, strict=True))
+def _memory_advice(setup: Setup, too_large: Sequence[Fit | None]) -> str | None:
+    """A command with a budget that is enough for every stage."""
+    known = [found.footprint.peak for found in too_large if found is not None]
+    if setup.recipe.training.max_memory is None or not known or len(known) < len(too_large):
+        return None
+    enough = -(-max(known) // 10**6)
+    return f"Every stage fits with: {setup.command('run', f'training.max_memory={enough}MB')}"
 
 
 def _memory(setup: Setup) -> tuple[int | None, str]:

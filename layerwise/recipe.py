@@ -156,6 +156,12 @@ class DatasetSettings(Settings, ABC):
         """
         return None
 
+    def published_sizes(self) -> dict[str, int] | None:
+        """Samples of each split of the dataset as its authors publish it, taken as the settings say; None where only
+        the files tell. Lets caches be predicted before there are data.
+        """
+        return None
+
 
 class NetworkSettings(Settings, ABC):
     """An encoder cut into gradient-isolated modules."""

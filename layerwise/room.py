@@ -13,9 +13,8 @@ from activation_cache import Calibration, DoesNotFit, SplitSpec
 from activation_cache.disk import free_needed
 from layerwise.errors import NotReady, WillNotFit
 from layerwise.feeds import Feed
-from layerwise.frozen import frozen_digests
+from layerwise.frozen import frozen_digests, trained_inputs
 from layerwise.module_cache import as_stored, cache_command, cache_key, cached, storage
-from layerwise.records import CHECKPOINT, STAGE, read_record
 from layerwise.rolling import SLOTS, Rolling, least_slot, read_rolling, rolls, settle_rolling
 from layerwise.setup import Setup
 from layerwise.units import counted, size
@@ -139,7 +138,8 @@ def _way_out(setup: Setup, number: int, room: int, needed: int) -> str:
         command = setup.command(f"cache --module {number}", f"cache.budget={needed}")
     there = f"The budget is {room:,} bytes" if room == budget else f"The disk has {room:,} bytes for it"
     first = f"Free {more:,} more on the disk of {location}, then run" if more > 0 else "Run"
-    return f"{there}. {first}: {command} ; or train without caches: {setup.command('run', 'feed=recompute')}"
+    without = without_caches(setup, setup.depth)
+    return f"{there}. {first}: {command}" + (f" ; or train without caches: {without}" if without is not None else "")
 
 
 def _require_same(
@@ -172,9 +172,17 @@ def _held(window: Mapping[str, Any]) -> str:
     return f"a window of {window.get('slots')} slots of {window.get('slot_samples')} samples"
 
 
+def without_caches(setup: Setup, depth: int) -> str | None:
+    """The command that trains without caches; None where one of `depth` stages has trained on what a cache rounded or
+    left out, and would have to be trained again.
+    """
+    known = (trained_inputs(setup, number) for number in range(2, depth + 1))
+    if any(inputs is not None and (inputs.get("dtype") != "float32" or "window" in inputs) for inputs in known):
+        return None
+    return setup.command("run", "feed=recompute")
+
+
 def _trained_on(setup: Setup, number: int) -> dict[str, Any] | None:
-    """The inputs of the next stage, by its record or its checkpoint; None unless they were made by these weights."""
-    folder = setup.run.stage(number + 1)
-    record = read_record(folder / "stage.json", STAGE) or read_record(folder / "checkpoint.json", CHECKPOINT)
-    inputs = None if record is None else record["made_from"].get("inputs")
-    return inputs if isinstance(inputs, dict) and inputs.get("weights") == frozen_digests(setup, number) else None
+    """The inputs of the next stage, if it has trained on outputs of these weights."""
+    inputs = trained_inputs(setup, number + 1)
+    return inputs if inputs is not None and inputs.get("weights") == frozen_digests(setup, number) else None

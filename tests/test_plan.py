@@ -9,18 +9,23 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
+from torch import Tensor
 
 import activation_cache
 from activation_cache import Status
 from layerwise.cli import main
 from layerwise.errors import WillNotFit
+from layerwise.nets.module import Encoded, Module
 from layerwise.plan import make_plan, require_fit
-from layerwise.recipe_loader import apply_overrides, load_recipe
+from layerwise.recipe import NetworkSettings, Shape
+from layerwise.recipe_loader import apply_overrides, load_recipe, resolve_recipe
 from layerwise.render.plan import plan_table
 from layerwise.schedule import run_all, run_stage
 from layerwise.units import size
 from tests.conftest import TINY
+from tests.suggested import commands
 
 RECIPE = str(Path(__file__).parent / "tiny_recipe.py")
 Disk = namedtuple("Disk", "total used free")
@@ -64,8 +69,11 @@ def test_nothing_begins_where_memory_is_short(make_setup) -> None:
 
 def test_nor_where_the_disk_is(make_setup, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(WillNotFit, match=r"the cache of module 1 takes .* 1000 B for it: choose another --run-dir"):
+    with pytest.raises(
+        WillNotFit, match=r"the cache of module 1 takes .* 1,000 for it\n.*\nThese would fit: .*recompute"
+    ) as no:
         require_fit(make_setup())
+    assert "dtype=uint8" not in str(no.value), "that would not fit either"
     assert plan_of(make_setup, "feed=recompute").fits
 
 
@@ -104,9 +112,27 @@ def test_without_the_dataset_memory_is_still_told(make_setup, capsys) -> None:
     recipe = load_recipe("stl10", ["training.batch_size=2"])
     plan = make_plan(make_setup(recipe))
     assert [stage.output for stage in plan.stages] == [(49, 256, 16, 16), (49, 512, 8, 8), (49, 1024, 4, 4)]
-    assert plan.disk_needed is None
+    values = 49 * 256 * 16 * 16
+    assert plan.stages[0].cache["float16"] == (100_000 + 5_000 + 8_000) * values * 2, "as the dataset is published"
+    assert plan.stages[1].cache["uint8"] == 113_000 * values // 2
     plan_table(plan, recipe)
+    shown = capsys.readouterr().out
+    assert "as its authors publish them" in shown
+    assert "1.3 TiB" in shown
+    speech = make_plan(make_setup(load_recipe("speech"), "speech"))
+    assert speech.disk_needed is None
+    plan_table(speech, load_recipe("speech"))
     assert "is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "train", "validation"),
+    [([], 95_000, 5_000), (["dataset.max_train=1000"], 950, 50), (["method=supervised"], 4_000, 1_000)],
+)
+def test_published_sizes_are_those_that_opening_gives(overrides, train, validation) -> None:
+    sizes = resolve_recipe("stl10", overrides).dataset.published_sizes()
+    assert (sizes["train"], sizes["validation"]) == (train, validation)
+    assert (sizes["probe"], sizes["test"]) == (5_000, 8_000)
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -136,7 +162,14 @@ def test_the_command(tmp_path, monkeypatch) -> None:
     assert json.loads(refused.stdout)["fits"] is False
     refused = CliRunner().invoke(main, [*asked, "--cache-budget", "10kB"], catch_exceptions=False)
     assert refused.exit_code == 3
-    assert "a larger --cache-budget" in json.loads(refused.stdout)["problems"][0]
+    told = json.loads(refused.stdout)
+    assert "1 takes" in told["problems"][0]
+    larger, without = commands(told["advice"])
+    assert any("cache.budget=" in word for word in larger)
+    assert "--set=feed=recompute" in without
+    for advised in (larger, without):
+        again = CliRunner().invoke(main, ["plan", *advised[1:]], catch_exceptions=False)
+        assert again.exit_code == 0, again.output
     assert not list(tmp_path.glob("runs/*/stages"))
 
 
@@ -147,3 +180,42 @@ def test_classes_that_only_folders_tell_are_asked_for(recipe, tmp_path, monkeypa
     refused = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert refused.exit_code == 2
     assert "--data-dir" in refused.stderr
+
+
+def test_what_does_not_fit_is_told_a_line_a_module_with_its_figure(make_setup, capsys) -> None:
+    recipe = apply_overrides(TINY, ["training.max_memory=10kB"])
+    plan = make_plan(make_setup(recipe))
+    plan_table(plan, recipe)
+    shown = capsys.readouterr().out
+    assert "?" not in shown
+    for stage in plan.stages:
+        figure = size(stage.fit.footprint.peak)
+        number = stage.modules[0]
+        assert sum(line.startswith(f"module {number} ") and figure in line for line in shown.splitlines()) == 1
+        assert any(line.split()[:1] == [str(number)] and figure in line for line in shown.splitlines())
+    (advised,) = commands(plan.advice)
+    enough = next(word for word in advised if "max_memory" in word).removeprefix("--set=")
+    assert make_plan(make_setup(apply_overrides(TINY, [enough]))).fits
+
+
+def test_what_cannot_be_predicted_is_told_with_the_reason(make_setup, capsys) -> None:
+    recipe = TINY.model_copy(update={"network": Odd()})
+    plan = make_plan(make_setup(recipe))
+    assert plan.fits
+    plan_table(plan, recipe)
+    assert "?: the memory of this training cannot be predicted: module 1 (OddModule) fails" in capsys.readouterr().out
+
+
+class OddModule(Module):
+    """Leaves torch, as a module that calls another library does."""
+
+    channels = target_channels = 1
+
+    def forward(self, x: Tensor) -> Encoded:
+        made = torch.from_numpy(x.numpy() + 1)
+        return Encoded(made, made, made)
+
+
+class Odd(NetworkSettings):
+    def modules(self, sample_shape: Shape) -> list[Module]:
+        return [OddModule()]

@@ -36,6 +36,13 @@ class Labelled(DatasetSettings):
     def expects(self) -> tuple[Shape, dict[str, int]] | None:
         return self.dataset.expects()
 
+    def published_sizes(self) -> dict[str, int] | None:
+        sizes = self.dataset.published_sizes()
+        if sizes is None or "probe" not in sizes:
+            return None
+        held = int(sizes["probe"] * HELD_OUT)
+        return {**sizes, "train": sizes["probe"] - held, "validation": held}
+
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         every = self.dataset.open(data_dir, download=download, seed=seed, progress=progress)
         labelled = every.probe
@@ -66,12 +73,18 @@ class Fraction(DatasetSettings):
     def expects(self) -> tuple[Shape, dict[str, int]] | None:
         return self.dataset.expects()
 
+    def published_sizes(self) -> dict[str, int] | None:
+        sizes = self.dataset.published_sizes()
+        return None if sizes is None else {name: self._kept(size) for name, size in sizes.items()}
+
+    def _kept(self, samples: int) -> int:
+        return max(math.ceil(samples * self.share), min(samples, FEWEST))
+
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         every = self.dataset.open(data_dir, download=download, seed=seed, progress=progress)
 
         def part(split: Split, name: str) -> Split:
-            kept = max(math.ceil(len(split) * self.share), min(len(split), FEWEST))
-            return Part(split, np.sort(_shuffled(len(split), name)[:kept]))
+            return Part(split, np.sort(_shuffled(len(split), name)[: self._kept(len(split))]))
 
         parts = {name: part(split, name) for name, split in every.named().items()}
         note = "taken: " + ", ".join(

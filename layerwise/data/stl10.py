@@ -75,6 +75,19 @@ class STL10(DatasetSettings):
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1 if self.grayscale else 3, self.crop, self.crop), {"class": CLASSES}
 
+    def published_sizes(self) -> dict[str, int]:
+        taken = min(self.max_train or ORIGINAL["unlabeled"], ORIGINAL["unlabeled"])
+        held_out = self._held_out(taken)
+        return {
+            "train": taken - held_out,
+            "validation": held_out,
+            "probe": min(self.max_probe or ORIGINAL["train"], ORIGINAL["train"]),
+            "test": min(self.max_test or ORIGINAL["test"], ORIGINAL["test"]),
+        }
+
+    def _held_out(self, pictures: int) -> int:
+        return min(max(round(pictures * self.validation), 1), pictures - 1)
+
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = find_files(data_dir, download=download, progress=progress)
         pictures = {name: map_pictures(folder / f"{name}_X.bin") for name in ORIGINAL}
@@ -96,7 +109,7 @@ class STL10(DatasetSettings):
 
         # The choice of pictures is the dataset's own: it is the same for every seed of the training.
         chosen = numpy_generator(0, "stl10", "unlabeled").permutation(len(pictures["unlabeled"]))[: self.max_train]
-        held_out = min(max(round(len(chosen) * self.validation), 1), len(chosen) - 1)
+        held_out = self._held_out(len(chosen))
         if held_out < 1:
             raise NotReady(
                 f"{folder / 'unlabeled_X.bin'} holds {len(pictures['unlabeled'])} picture; stages need two or more"

@@ -1,6 +1,6 @@
 """Measure and predict the peak memory of training. Prints nothing."""
 
-from layerwise.memory.fit import Fit, fit
+from layerwise.memory.fit import Fit, find, fit
 from layerwise.memory.measure import Peak, check_first_step, explain_exhaustion, peak, process_bytes
 from layerwise.memory.predict import Footprint, Samples, predict
 
@@ -11,6 +11,7 @@ __all__ = [
     "Samples",
     "check_first_step",
     "explain_exhaustion",
+    "find",
     "fit",
     "peak",
     "predict",

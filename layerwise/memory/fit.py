@@ -42,11 +42,26 @@ def fit(
     host_apart: bool = True,
     step: Step = train_step,
 ) -> Fit:
-    """The largest of what the recipe takes at once, half of it, a quarter, … that stays under `training.max_memory`,
-    and where none does, the smallest with activation checkpointing; without a budget, what the recipe says.
+    """How a stage goes through its batches: see `find`.
 
     Raises:
         WillNotFit: not even the smallest micro-batch does; the message says what would.
+        Unpredictable: the memory of these modules cannot be told beforehand.
+    """
+    found, refusal = find(recipe, numbers, samples, host_apart=host_apart, step=step)
+    if refusal is not None:
+        raise WillNotFit(refusal)
+    return found
+
+
+def find(
+    recipe: Recipe, numbers: Sequence[int], samples: Samples, *, host_apart: bool = True, step: Step = train_step
+) -> tuple[Fit, str | None]:
+    """The largest of what the recipe takes at once, half of it, a quarter, … that stays under `training.max_memory`,
+    and where none does, the smallest with activation checkpointing; without a budget, what the recipe says. Where
+    nothing fits, what takes least, and what to say of it.
+
+    Raises:
         Unpredictable: the memory of these modules cannot be told beforehand.
     """
     training = recipe.training
@@ -59,7 +74,7 @@ def fit(
         )
         tried.append(Fit(micro_batch, footprint, checkpointing))
         if budget is None or footprint.peak <= budget:
-            return tried[-1]
+            return tried[-1], None
     assert budget is not None
     least = min(tried, key=lambda fit: fit.footprint.peak)
 
@@ -70,7 +85,7 @@ def fit(
             return False
         return found.peak <= budget
 
-    raise WillNotFit(_refusal(recipe, numbers, budget, least, list(_advice(recipe, numbers, fits))))
+    return least, _refusal(recipe, numbers, budget, least, list(_advice(recipe, numbers, fits)))
 
 
 def _ways(recipe: Recipe, numbers: Sequence[int], samples: Samples) -> Iterator[tuple[int | None, bool]]:
@@ -119,9 +134,9 @@ def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit, ad
     footprint, training = least.footprint, recipe.training
     whom = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]} to {numbers[-1]} together"
     rest = footprint.peak - footprint.floor
+    ways = [f"--max-memory {-(-footprint.peak // 10**6)}MB", *advice]
     return (
         f"{whom} in {least} (batch {training.batch_size}) need {size(footprint.peak)} (predicted: parameters, "
         f"gradients and optimiser {size(footprint.floor)}, inputs and activations {size(rest)}), and the "
-        f"budget is {size(budget)}. "
-        f"What would fit: {', or '.join([f'--max-memory {-(-footprint.peak // 10**6)}MB', *advice])}"
+        f"budget is {size(budget)}. What would fit: {', or '.join(ways)}"
     )

@@ -22,10 +22,10 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
 )
 
-from layerwise.errors import Unpredictable
+from layerwise.errors import LayerwiseError, Unpredictable, in_one_line
 from layerwise.feeds import Batch, as_stored
 from layerwise.memory.count import REST, LiveBytes
-from layerwise.nets.module import Encoded, Module
+from layerwise.nets.module import Encoded, Module, failure_named
 from layerwise.recipe import Recipe, Shape
 from layerwise.setup import make_learner
 from layerwise.step import Arithmetic, Learner, train_step
@@ -102,7 +102,7 @@ def predict(
             below.clear()
         live.claim((weight for module in below for weight in module.parameters()), "parameters")
         _claim_parts(learners, live)
-        abridged = [_Abridged(learner.module) for learner in learners]
+        abridged = [_Abridged(learner.number, learner.module) for learner in learners]
         learners = [replace(learner, module=module) for learner, module in zip(learners, abridged, strict=True)]
         training = recipe.training
         arithmetic = Arithmetic(device, training.precision, training.micro_batch, recipe.seed)
@@ -125,10 +125,20 @@ def _shapes_only() -> Iterator[None]:
         with FakeTensorMode():
             yield
     except UNKNOWN as error:
-        raise Unpredictable(
-            f"the memory of this training cannot be predicted: an operation's shape depends on values ({error}). Train "
-            "without --max-memory, with --micro-batch where memory is short"
-        ) from error
+        raise _unpredictable(f"an operation's shape depends on values ({error})") from error
+    except Unpredictable as error:
+        raise _unpredictable(str(error)) from error
+    except LayerwiseError:
+        raise
+    except Exception as error:  # of the user's own objective, say
+        raise _unpredictable(in_one_line(error)) from error
+
+
+def _unpredictable(reason: str) -> Unpredictable:
+    return Unpredictable(
+        f"the memory of this training cannot be predicted: {reason}. Train without --max-memory, with --micro-batch "
+        "where memory is short"
+    )
 
 
 def _claim_parts(learners: Sequence[Learner], live: LiveBytes) -> None:
@@ -147,9 +157,9 @@ class _Abridged(Module):
     From the second micro-batch on, all are alike: gradients exist, and one graph comes and goes.
     """
 
-    def __init__(self, module: Module) -> None:
+    def __init__(self, number: int, module: Module) -> None:
         super().__init__()
-        self.module, self.channels = module, module.channels
+        self.number, self.module, self.channels = number, module, module.channels
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._given: dict[tuple[object, ...], tuple[list[tuple[Shape, torch.dtype]], bool]] = {}
 
@@ -160,7 +170,8 @@ class _Abridged(Module):
         key = (x.shape, x.dtype, torch.is_grad_enabled())
         self._seen[key] += 1
         if self._seen[key] <= 2:
-            encoded: Encoded = self.module(x)
+            with failure_named(self.number, self.module, x, Unpredictable, (*UNKNOWN, LayerwiseError)):
+                encoded: Encoded = self.module(x)
             self._given[key] = [(part.shape, part.dtype) for part in encoded], encoded.c is encoded.z
             return encoded
         shapes, same = self._given[key]
@@ -190,8 +201,9 @@ def stage_batch(recipe: Recipe, below: Sequence[Module], samples: Samples) -> Ba
     labels = {task: torch.zeros(size, dtype=torch.long) for task in samples.classes}
     one = torch.zeros(1, *samples.shape)
     with torch.no_grad():
-        for module in below:
-            one = module(one).output
+        for number, module in enumerate(below, 1):
+            with failure_named(number, module, one, Unpredictable, (*UNKNOWN, LayerwiseError)):
+                one = module.eval()(one).output
     dtype, decode = one.dtype, as_stored
     if below and recipe.feed == "cache":
         dtype, decode = STORED[recipe.cache.dtype], partial(_decode, bits=recipe.cache.dtype == "bfloat16")

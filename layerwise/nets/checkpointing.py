@@ -7,11 +7,13 @@ statistics, or where a single sample is too large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
@@ -22,13 +24,35 @@ def checkpoint_blocks(module: nn.Module) -> int:
         if isinstance(child, nn.Sequential):
             for block in child:
                 # The block stays what it is, and so do the names of its weights: only its forward goes another way.
-                block.forward = partial(
-                    checkpoint, block.forward, use_reentrant=False, context_fn=partial(_contexts, block)
-                )
+                block.forward = _checkpointed(block)
                 found += 1
         else:
             found += checkpoint_blocks(child)
     return found
+
+
+def _checkpointed(block: nn.Module) -> Callable[..., Any]:
+    """The block's forward, checkpointed.
+
+    Its input is all that is kept, so the block must not write over it, as an in-place ReLU does: the first call works
+    on a copy, and so do the others if that copy was written over.
+    """
+    forward, overwrites = block.forward, True
+
+    def on_copies(*inputs: Any) -> Any:
+        nonlocal overwrites
+        copies = [each.clone() if isinstance(each, Tensor) else each for each in inputs]
+        given = forward(*copies)
+        overwrites = any(copy._version > 0 for copy in copies if isinstance(copy, Tensor))
+        return given
+
+    def through(*inputs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*inputs)
+        run = on_copies if overwrites else forward
+        return checkpoint(run, *inputs, use_reentrant=False, context_fn=partial(_contexts, block))
+
+    return through
 
 
 def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:

@@ -6,11 +6,14 @@ Letters: B batch, C channels, P positions (a grid of patches `rows x columns`, o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from layerwise.errors import LayerwiseError, RecipeError, in_one_line
 
 
 class Encoded(NamedTuple):
@@ -62,12 +65,49 @@ class Module(nn.Module, ABC):
         return None
 
 
-def output_shapes(modules: Sequence[Module], inputs: Sequence[int]) -> list[tuple[int, ...]]:
-    """Of each module's output for one input of shape `inputs`, each module reading what the one before gives."""
+def output_shapes(make: Callable[[], Sequence[Module]], inputs: Sequence[int]) -> list[tuple[int, ...]]:
+    """Shape of each module's output for one input of shape `inputs`, each module reading what the one before gives.
+
+    Args:
+        make: makes the modules, on the device `meta` if they can be made there.
+
+    Raises:
+        RecipeError: a module fails on its input.
+    """
+    try:
+        with torch.device("meta"):
+            return _through(make(), inputs)
+    except Exception:  # a module of the user's own that looks at values
+        return _through(make(), inputs)
+
+
+def _through(modules: Sequence[Module], inputs: Sequence[int]) -> list[tuple[int, ...]]:
     shapes: list[tuple[int, ...]] = []
     x = torch.zeros(1, *inputs)
     with torch.no_grad():
-        for module in modules:
-            x = module(x).output
+        for number, module in enumerate(modules, 1):
+            module.eval()  # a batch of one has no statistics
+            with failure_named(number, module, x, RecipeError):
+                x = module(x).output
             shapes.append(tuple(x.shape[1:]))
     return shapes
+
+
+@contextmanager
+def failure_named(
+    number: int,
+    module: nn.Module,
+    x: Tensor,
+    kind: type[LayerwiseError],
+    but: tuple[type[Exception], ...] = (LayerwiseError,),
+) -> Iterator[None]:
+    """What a module raises on the input `x`, as an error of `kind` that names both; errors `but` stay as they are."""
+    try:
+        yield
+    except but:
+        raise
+    except Exception as error:
+        raise kind(
+            f"module {number} ({type(module).__name__}) fails on an input of shape {tuple(x.shape)}: "
+            f"{in_one_line(error)}"
+        ) from error

@@ -56,10 +56,10 @@ class FrameInfoNCELoss(Objective):
         z, c = (part.transpose(1, 2) for part in (representations[0], representations[-1]))  # (B, T, C), (B, T, H)
         frames, width = z.shape[1], min(self.settings.window, z.shape[1])
         if width <= steps:
+            fewer = f"choose --set objective.steps={width - 1} or fewer, or " if width > 1 else ""
             raise RecipeError(
                 f"objective.steps = {steps} predicts {steps} frames ahead, and there are {width} (objective.window = "
-                f"{self.settings.window}, sequences of {frames}): choose steps of {max(width - 1, 1)} or fewer, "
-                "or a longer dataset.window"
+                f"{self.settings.window}, sequences of {frames}): {fewer}take a longer dataset.window"
             )
         # Where memory is predicted the draw has no value and reads as 1, which may be past the last start.
         begin = min(int(torch.randint(frames - width + 1, (), generator=generator)), frames - width)

@@ -51,9 +51,8 @@ class PatchInfoNCELoss(Objective):
         if rows <= self.skip + len(self.predictors):
             raise RecipeError(
                 f"objective.steps = {len(self.predictors)} with objective.skip = {self.skip} predicts "
-                f"{len(self.predictors) + self.skip} rows down, "
-                f"and the patch grid has {rows} rows: choose steps of {max(rows - 1 - self.skip, 1)} or "
-                "fewer, or more patches"
+                f"{len(self.predictors) + self.skip} rows down, and the patch grid has {rows} row(s): "
+                f"{_way_out(rows, len(self.predictors), self.skip)}"
             )
         total = z.new_zeros(())
         for k, predictor in enumerate(self.predictors, start=1 + self.skip):
@@ -62,3 +61,12 @@ class PatchInfoNCELoss(Objective):
             drawn = torch.randint(len(targets), (len(targets), self.negatives), generator=context.generator)
             total = total + contrast(contexts, targets, targets, drawn.to(targets.device))
         return total / len(self.predictors)
+
+
+def _way_out(rows: int, steps: int, skip: int) -> str:
+    if rows < 2:
+        return "a patch has none below it to predict. Take more patches (a larger dataset.crop)"
+    if rows - 1 - skip >= 1:
+        return f"choose --set objective.steps={rows - 1 - skip} or fewer, or more patches"
+    fewer = f" --set objective.steps={rows - 1}" if steps > rows - 1 else ""
+    return f"choose --set objective.skip={max(rows - 1 - steps, 0)}{fewer}, or more patches"

@@ -41,6 +41,10 @@ def plan_table(plan: Plan, recipe: Recipe) -> None:
             *("–" if stage.cache is None else size(stage.cache[dtype]) for dtype in dtypes),
         )
     notes = ["memory: predicted, in tensors; caches: before compression"]
-    if plan.disk_needed is None and recipe.feed == "cache":
+    if plan.published:
+        notes.append("the dataset is not there: its splits are counted as its authors publish them")
+    elif plan.disk_needed is None and recipe.feed == "cache":
         notes.append("the dataset is not there, so how much its caches take is not known")
+    if plan.fits:
+        notes += [f"?: {stage.problem}" for stage in plan.stages if stage.fit is None and stage.problem is not None]
     show(made, *notes, str(plan))

@@ -118,6 +118,6 @@ def test_an_untrained_guess_costs_about_log_11(sampling):
 def test_too_few_frames_is_one_clear_error():
     objective = FrameInfoNCELoss(4, 4, FrameInfoNCE())
     with pytest.raises(
-        RecipeError, match=r"steps = 12 predicts 12 frames ahead, and there are 9 .* steps of 8 or fewer"
+        RecipeError, match=r"steps = 12 predicts 12 frames ahead, and there are 9 .* --set objective\.steps=8 or fewer"
     ):
         objective.loss((torch.randn(2, 4, 9),), Context(generator()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 import torch
@@ -73,5 +74,26 @@ def test_an_untrained_guess_costs_about_log_17():
 
 def test_too_few_rows_is_one_clear_error():
     objective = PatchInfoNCELoss(4, 4, 5, 1, 16)
-    with pytest.raises(RecipeError, match=r"5 with objective\.skip = 1 .* 4 rows: choose steps of 2 or fewer"):
+    with pytest.raises(RecipeError, match=r"skip = 1 .* 4 row.*: choose --set objective.steps=2 or fewer"):
         objective.loss((torch.randn(2, 4, 4, 4),), Context(torch.Generator()))
+
+
+@pytest.mark.parametrize(
+    ("rows", "steps", "skip", "advised"),
+    [
+        (3, 5, 1, ["steps=1"]),
+        (3, 1, 2, ["skip=1"]),
+        (2, 1, 1, ["skip=0"]),
+        (2, 3, 4, ["skip=0", "steps=1"]),
+        (1, 1, 0, []),
+    ],
+)
+def test_the_advised_steps_and_skip_do(rows, steps, skip, advised):
+    with pytest.raises(RecipeError) as refused:
+        PatchInfoNCELoss(4, 4, steps, skip, 16).loss((torch.randn(2, 4, rows, 4),), Context(torch.Generator()))
+    found = re.findall(r"--set objective\.(\w+=\d+)", str(refused.value))
+    assert found == advised
+    if found:
+        settings = {"steps": steps, "skip": skip, **{name: int(value) for name, value in (f.split("=") for f in found)}}
+        better = PatchInfoNCELoss(4, 4, settings["steps"], settings["skip"], 16)
+        better.loss((torch.randn(2, 4, rows, 4),), Context(torch.Generator()))
