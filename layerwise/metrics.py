@@ -17,9 +17,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from activation_cache.files import open_regular
-from layerwise.errors import WillNotFit
 from layerwise.records import EPOCH, EpochRecord
-from layerwise.storage import FULL, SEAL, parse_json, raise_misplaced, read_file, write_file
+from layerwise.storage import SEAL, parse_json, raise_unwritten, read_file, write_file
 
 METRICS = "metrics.jsonl"
 METRICS_BYTES = 64 << 20
@@ -86,12 +85,7 @@ def append_metrics(path: Path, record: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        if error.errno in FULL:
-            raise WillNotFit(
-                f"could not write {path} ({len(line):,} bytes): {os.strerror(error.errno)}. Free some disk and run the "
-                "same command again; what was saved before is whole."
-            ) from error
-        raise_misplaced(path, error)
+        raise_unwritten(path, len(line), error)
 
 
 def keep_metrics(path: Path, epochs: int, modules: int) -> list[int]:

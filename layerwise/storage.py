@@ -86,6 +86,7 @@ def write_file(path: Path, content: bytes) -> None:
 
     Raises:
         WillNotFit: the disk is full; the message names the path and the bytes.
+        OSError: the disk cannot write.
         DamagedData: a folder lies in the file's place, or a file in its folder's.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -100,12 +101,25 @@ def write_file(path: Path, content: bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             temporary.unlink()
-        if error.errno in FULL:
-            raise WillNotFit(
-                f"could not write {path} ({len(content):,} bytes): {os.strerror(error.errno)}. Free some "
-                "disk and run the same command again; what was saved before is whole."
-            ) from error
-        raise_misplaced(path, error)
+        raise_unwritten(path, len(content), error)
+
+
+def raise_unwritten(path: Path, size: int, error: OSError) -> NoReturn:
+    """Say why `size` bytes could not be written to `path`.
+
+    Raises:
+        WillNotFit: the disk is full.
+        OSError: the disk cannot write, though it is not full; with the path, which the system leaves out.
+        DamagedData: something else lies where the file or its folder belongs.
+    """
+    if error.errno in FULL:
+        raise WillNotFit(
+            f"could not write {path} ({size:,} bytes): {os.strerror(error.errno)}. Free some "
+            "disk and run the same command again; what was saved before is whole."
+        ) from error
+    if error.errno == errno.EIO:
+        raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+    raise_misplaced(path, error)
 
 
 def temporary_of(name: str) -> str | None:

@@ -116,6 +116,8 @@ class LocalStore:
         except BaseException as error:
             with suppress(OSError):
                 temporary.unlink()
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(target)  # of a write or a flush the system does not say whose
             if not isinstance(error, OSError) or error.errno not in FULL:
                 raise
             free = self.free()

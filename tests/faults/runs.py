@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -90,3 +91,11 @@ def make_bystander(folder: Path) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(f"mine: {name}")
+
+
+ADVICE = re.compile(r"layerwise ((?:cache --module|stage) \d+(?: --repair| --fresh)?)\b")
+
+
+def advised(output: str) -> list[list[str]]:
+    """The commands, without the run's folder, that a message says to type, each once and in its order."""
+    return [found.split() for found in dict.fromkeys(ADVICE.findall(" ".join(output.split())))]
