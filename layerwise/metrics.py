@@ -21,8 +21,10 @@ from layerwise.records import EPOCH, EpochRecord
 from layerwise.storage import SEAL, parse_json, raise_unwritten, read_file, write_file
 
 METRICS = "metrics.jsonl"
-METRICS_BYTES = 64 << 20
-"""The most that is read of one such file, bytes."""
+METRICS_BYTES = 16 << 20
+"""The most that is read of one such file, bytes: a hundred thousand epochs."""
+MOST_DAMAGED = 1000
+"""Damaged lines after which the others are not looked at."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def read_metrics(path: Path, modules: int) -> Metrics:
         epoch = _parse(line, modules)
         if epoch is None or (found.epochs and epoch["epoch"] <= found.epochs[-1]["epoch"]):  # or it is there twice
             found.damaged.append(number)
+            if len(found.damaged) == MOST_DAMAGED:
+                break
         else:
             found.epochs.append(epoch)
     return found

@@ -17,7 +17,7 @@ from pathlib import Path
 from activation_cache.files import open_regular
 from layerwise.errors import DamagedData, RunLocked, UsageError
 from layerwise.metrics import METRICS
-from layerwise.storage import raise_misplaced, read_file, read_json, temporary_of
+from layerwise.storage import JSON_BYTES, raise_misplaced, read_file, read_json, temporary_of
 
 RECORDS = ("run.json", "recipe.json", "dataset.json")
 FOLDERS = ("stages", "caches", "probes", "report")
@@ -107,10 +107,10 @@ def is_run(folder: Path) -> bool:
     return any(is_sealed(path) for path in records)
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether the file is a record of ours, as it was written."""
+def is_sealed(path: Path, limit: int = JSON_BYTES) -> bool:
+    """Whether the file is a record of ours, of at most `limit` bytes, as it was written."""
     with suppress(DamagedData, OSError):
-        return read_json(path) is not None
+        return read_json(path, limit) is not None
     return False
 
 

@@ -28,7 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 MISPLACED = (errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ENAMETOOLONG, errno.EIO)
 """What the system says where something else lies in a file's place, or where the disk cannot read it."""
 
-JSON_BYTES = 16 << 20
+JSON_BYTES = 4 << 20
 """The most that is read of a file of JSON in a run, bytes."""
 
 JSON_DEPTH = 50

@@ -121,9 +121,18 @@ def _verify_stages(found: Verification) -> None:
         _verify_metrics(found, folder, record, mend)
     for number, above in sorted(below.items()):
         folder = found.run / "stages" / str(number)
-        if not any(os.path.lexists(folder / name) for name in ("stage.json", "checkpoint.json")):
+        if not os.path.lexists(folder / "stage.json") and not _is_trained_again(found, number):
             reason = f"is missing, and module {above} was trained on it or with it"
             found.damage(folder / "stage.json", reason, found.command("stage", str(number), "--fresh"))
+
+
+def _is_trained_again(found: Verification, number: int) -> bool:
+    """Whether a training of module `number`, alone or with others, is under way or was interrupted."""
+    for folder in _stages(found):
+        first, last = int(folder.name.split("-")[0]), int(folder.name.split("-")[-1])
+        if first <= number <= last and os.path.lexists(folder / "checkpoint.json"):
+            return True
+    return False
 
 
 def _verify_checkpoint(found: Verification, folder: Path, stage: StageRecord | None, mend: str) -> None:
@@ -195,7 +204,7 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
     finished = _finished(record, checkpoint)
     beyond = [line["epoch"] for line in metrics.epochs if line["epoch"] > epochs] if finished else []
     if metrics.damaged:
-        found.damage(path, f"lines {listed(metrics.damaged)} were altered: the curves lack them", mend)
+        found.damage(path, f"lines {listed(metrics.damaged)} were altered, or have no seal: the curves lack them", mend)
     elif metrics.torn and finished:
         found.damage(path, "its last line was altered or cut short: the curves lack it", mend)
     elif beyond:
@@ -250,7 +259,7 @@ def _verify_report(found: Verification) -> None:
     for name in manifest["shows"]:
         kind, part = Path(name).parts[0], Path(name).parts[1].removesuffix(".json")
         path = found.run / name
-        if os.path.lexists(path) or (kind == "stages" and os.path.lexists(path.with_name("checkpoint.json"))):
+        if os.path.lexists(path) or (kind == "stages" and _is_trained_again(found, int(part))):
             continue
         mend = _probe_again(found, part) if kind == "probes" else found.command("stage", part, "--fresh")
         found.damage(path, "is missing, and the report shows it", mend)

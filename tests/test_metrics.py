@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,10 @@ def test_a_damaged_line_costs_the_curve_and_never_the_training(make_setup) -> No
     assert curve(hurt.run, record, 1) == []
     assert run_stage(hurt, 1, fresh=True)["weights"] == weights
     assert [at["epoch"] for at in curve(hurt.run, record, 1)] == [1, 2, 3]
+
+
+def test_a_large_file_of_nothing_is_read_at_once(path: Path) -> None:
+    path.write_bytes(b"\n" * (8 << 20))
+    began = time.process_time()
+    assert not read_metrics(path, 1).epochs
+    assert time.process_time() - began < 2

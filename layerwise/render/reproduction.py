@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+RESULT_BYTES = 1 << 28
+"""The most that is read of an earlier result: Figure 2 holds pictures."""
 NAMES = {"gim": "GIM", "cpc": "CPC", "supervised": "Supervised"}
 
 
@@ -39,7 +41,7 @@ def require_own_files(what: str, folder: Path) -> list[Path]:
     """
     files = [folder / f"{what}.{kind}" for kind in ("json", "md", "png")]
     there = [path for path in files if os.path.lexists(path)]
-    if there and not is_sealed(files[0]):
+    if there and not is_sealed(files[0], RESULT_BYTES):
         raise UsageError(
             f"{', '.join(map(str, there))} would be written over, and layerwise did not write it: choose another "
             "--run-dir, or move it"

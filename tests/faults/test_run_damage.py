@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -182,6 +183,21 @@ def test_a_checkpoint_and_its_tensors(make_setup: Callable[..., Setup]) -> None:
             flip(run, path, at, 0)
             assert named(run, path), f"byte {at} of {path}"
             (run / path).write_bytes(data)
+
+
+def test_a_training_from_the_beginning_is_under_way(bare: Path) -> None:
+    """Its stages are gone and the report still shows them."""
+    made_from = {"module": 3}
+    checkpoint = {"file": "checkpoint-1-0.safetensors", "sha256": sha256(b"tensors").hexdigest()}
+    place = {"epoch": 0, "batch": 1, "step": 1, "sums": [], "best_loss": None, "best_epoch": 0, "seconds": 1.0}
+    for number in (1, 2, 3):
+        shutil.rmtree(bare / f"stages/{number}")
+    (bare / "stages/1-3").mkdir()
+    (bare / "stages/1-3" / checkpoint["file"]).write_bytes(b"tensors")
+    files = {"latest": checkpoint, "best": checkpoint}
+    write_json(bare / "stages/1-3/checkpoint.json", {"made_from": made_from, "place": place, "files": files})
+    found = verify_run(bare)
+    assert (found.damaged, list(found.unfinished)) == ({}, [str(bare / "stages/1-3")])
 
 
 def test_a_report_that_was_killed_half_way_is_unfinished(run: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+from layerwise.errors import UsageError
 from layerwise.render.plots import LIGHT
-from layerwise.render.reproduction import PICTURES
+from layerwise.render.reproduction import PICTURES, require_own_files
+from layerwise.storage import write_json
 
 
 def result(**fields):
@@ -58,3 +62,13 @@ def test_no_error_at_all_is_said_where_it_is_drawn():
 
     assert labels(0.0).endswith("log scale; 0 at 0.02")
     assert labels(1.0).endswith("log scale")
+
+
+def test_files_of_the_user_are_not_written_over(tmp_path):
+    for name in ("table1.md", "table1.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(UsageError, match=name):
+            require_own_files("table1", tmp_path)
+    write_json(tmp_path / "table1.json", {"title": "ours"})
+    assert require_own_files("table1", tmp_path)[1].read_text() == "mine"
+    assert require_own_files("table2", tmp_path)
