@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import DamagedData, NotReady
-from layerwise.recipe import differences
+from layerwise.identity import differences
 from layerwise.records import CHECKPOINT, TensorsRecord, read_record
 from layerwise.run_files import TENSORS, is_folder
 from layerwise.step import Learner

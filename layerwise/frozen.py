@@ -6,6 +6,7 @@ changed a bit of them, so that a stage made otherwise is never mistaken for the 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -18,8 +19,10 @@ from activation_cache import SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_
 from layerwise.checkpoint import RECORD as CHECKPOINT_FILE
 from layerwise.checkpoint import changes_within, has_checkpoint
 from layerwise.errors import DamagedData, NotReady
+from layerwise.identity import changes, differences
 from layerwise.nets.module import Module
-from layerwise.recipe import differences
+from layerwise.overrides import IN_STAGES, TRAINING_IN_STAGES, for_stage
+from layerwise.recipe import Recipe
 from layerwise.records import CHECKPOINT, STAGE, StageRecord, read_record
 from layerwise.rolling import read_rolling
 from layerwise.setup import Setup
@@ -40,7 +43,8 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
     Raises:
         NotReady: a module below is not frozen.
     """
-    recipe, group = setup.recipe, setup.group(number)
+    group = setup.group(number)
+    recipe = setup.recipe if len(group) > 1 else for_stage(setup.recipe, number)
     number, manifest = group[-1], setup.facts.manifest
     identity: dict[str, Any] = {
         "format": FORMAT,
@@ -54,6 +58,8 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         "optimiser": recipe.optimiser.identity(),
         "training": recipe.training.identity(),
     }
+    if own := {str(one): differing for one in group if (differing := _own_settings(recipe, one))}:
+        identity["stages"] = own
     if group[0] > 1:
         # A float32 cache and the modules themselves give the same bits in the same order, so it does not matter which
         # of the two feeds the stage; but for small compressed samples, which the cache shuffles in windows.
@@ -68,6 +74,13 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         elif recipe.feed == "cache" and _in_windows(setup, number - 1):
             identity["inputs"]["order"] = "in windows"
     return identity
+
+
+def _own_settings(recipe: Recipe, number: int) -> dict[str, Any]:
+    """What is not the same for a module as for those that it is trained together with."""
+    one = for_stage(recipe, number)
+    groups = ((name, getattr(recipe, name).identity(), getattr(one, name).identity()) for name in IN_STAGES)
+    return {name: alone for name, common, alone in groups if alone != common}
 
 
 def _in_windows(setup: Setup, number: int) -> bool:
@@ -195,6 +208,26 @@ def require_stage(setup: Setup, number: int) -> dict[str, Any]:
 
 def _not_trained(setup: Setup, number: int) -> NotReady:
     return NotReady(f"module {number} is not trained yet. Run: {setup.command(f'stage {number}')}")
+
+
+def meant_for_one(setup: Setup, number: int) -> list[str]:
+    """Overrides by which module `number` alone gets the settings that the modules below it were not trained with; none
+    where that would not be all that has changed.
+    """
+    found: dict[str, str] = {}
+    for below in range(1, number):
+        record = _read_stage(setup, below)
+        if record is None:
+            return []
+        for name, old, new in changes(record["made_from"], stage_identity(setup, below)):
+            group, _, field = name.partition(".")
+            single = group in ("objective", "optimiser") or (group == "training" and field in TRAINING_IN_STAGES)
+            if not single or name.endswith((".kind", ".code")):
+                return []
+            if found.setdefault(name, json.dumps(old)) != json.dumps(old):
+                return []
+            found[f"stages.{number}.{name}"] = json.dumps(new)
+    return [f"{name}={value}" for name, value in found.items()]
 
 
 def require_stages(setup: Setup, number: int) -> None:

@@ -30,7 +30,15 @@ def with_method(recipe: Recipe, name: MethodName) -> Recipe:
     Raises:
         RecipeError: an end-to-end method of a recipe that is trained end to end already.
     """
-    return recipe.model_copy(update={**METHODS[name](recipe), "method": name})
+    changed = METHODS[name](recipe)
+    if "network" in changed or "training" in changed:  # modules are merged, or nothing is trained
+        changed["stages"] = {}
+    elif "objective" in changed:
+        changed["stages"] = {
+            number: {group: part for group, part in own.items() if group != "objective"}
+            for number, own in recipe.stages.items()
+        }
+    return recipe.model_copy(update={**changed, "method": name})
 
 
 def _gim(recipe: Recipe) -> dict[str, Any]:

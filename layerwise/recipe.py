@@ -10,7 +10,6 @@ stay out of `identity`, on which the validity of stages and caches rests.
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
@@ -348,6 +347,11 @@ class Recipe(Settings):
     objective: SerializeAsAny[ObjectiveSettings] = Field(description="the local loss of each module")
     optimiser: Optimiser = Field(Optimiser(), description="how weights follow gradients")
     training: Training = Field(Training(), description="how long a stage lasts and in what arithmetic")
+    stages: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(
+        {},
+        description="what differs for single modules, by number: fields of objective and optimiser, and of training "
+        "epochs, patience, tolerance, keep and noise, as in stages.2.optimiser.learning_rate",
+    )
     probe: Probe | SpeechProbes = Field(Probe(), description="the linear classifiers on frozen representations")
     cache: CacheSettings = Field(CacheSettings(), description="how outputs of frozen modules are stored")
     method: MethodName = Field("gim", description="how the network is trained; all but gim change other fields too")
@@ -365,28 +369,17 @@ class Recipe(Settings):
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
 
     def groups(self, depth: int) -> list[tuple[int, ...]]:
-        """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once."""
+        """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once.
+
+        Raises:
+            RecipeError: `stages` tells of a module that there is not.
+        """
+        if (most := max(self.stages, default=0)) > depth:
+            raise RecipeError(
+                f"stages.{most} would have no effect: there are modules 1 to {depth}. Leave it out, or "
+                f"take it back with --set stages.{most}=null"
+            )
         together = 1
         if self.schedule == "simultaneous":
             together = depth if self.together is None else min(self.together, depth)
         return [tuple(range(1, together + 1)), *((number,) for number in range(together + 1, depth + 1))]
-
-
-def differences(before: Mapping[str, JsonValue], after: Mapping[str, JsonValue], prefix: str = "") -> list[str]:
-    """`field: old -> new` for every field that differs between two identities, in their order."""
-    found = []
-    for name in dict.fromkeys([*before, *after]):
-        old, new = before.get(name), after.get(name)
-        if name == "code" and old != new:
-            found.append(f"{prefix.rstrip('.')}: its code was edited")
-            continue
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{name}.")
-        elif old != new:
-            found.append(f"{prefix}{name}: {_short(old)} -> {_short(new)}")
-    return found
-
-
-def _short(value: JsonValue) -> str:
-    """Hashes by their first 12 digits."""
-    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1…", str(value))

@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import ValidationError
 
 from layerwise.errors import DamagedData, LayerwiseError
+from layerwise.overrides import explain
 from layerwise.recipe import JsonValue, Recipe, Settings
-from layerwise.recipe_loader import explain
 
 CLASS = "class"  # no field can have the name: it is a keyword of Python
 AS_WRITTEN = "as_written"
@@ -33,6 +34,8 @@ def describe(settings: Settings) -> dict[str, JsonValue]:
 def _described(value: Any, plain: JsonValue) -> JsonValue:
     if isinstance(value, Settings):
         return describe(value)
+    if isinstance(value, Mapping):
+        return {str(name): _described(item, plain[str(name)]) for name, item in value.items()}
     if isinstance(value, tuple) and any(isinstance(item, Settings) for item in value):
         return [_described(item, one) for item, one in zip(value, plain, strict=True)]
     return plain
@@ -59,8 +62,19 @@ def _rebuilt(described: JsonValue) -> Any:
         return [_rebuilt(item) for item in described]
     if not isinstance(described, dict):
         return described
-    fields = {name: _rebuilt(value) for name, value in described.items() if name != CLASS}
+    fields = {
+        name: _rebuilt_stages(value) if name == "stages" else _rebuilt(value)
+        for name, value in described.items()
+        if name != CLASS
+    }
     return _settings_class(described.get(CLASS)).model_validate(fields)
+
+
+def _rebuilt_stages(described: JsonValue) -> Any:
+    """`Recipe.stages`, in which settings may stand whole."""
+    if not isinstance(described, dict) or CLASS in described:
+        return _rebuilt(described)
+    return {name: _rebuilt_stages(value) for name, value in described.items()}
 
 
 def _settings_class(name: JsonValue) -> type[Settings]:

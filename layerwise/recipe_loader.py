@@ -7,22 +7,20 @@ explicit path ending in `.py`.
 from __future__ import annotations
 
 import ast
-import difflib
 import hashlib
 import importlib.util
-import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import ValidationError
 
 from layerwise.errors import RecipeError
+from layerwise.overrides import IN_STAGES, apply_overrides, explain, for_stage, listed, nearest, shown
 from layerwise.recipe import Recipe, Settings
 from layerwise.sources import RECIPE_MODULE, local_files
 
@@ -96,6 +94,19 @@ def require_heeded(recipe: Recipe) -> None:
             f"together = {recipe.together} would have no effect: these modules are trained one after another. Train "
             "the first ones together with --schedule simultaneous, or leave it at --set together=null"
         )
+    for number, own in recipe.stages.items():
+        if together and "training" in own and (recipe.together is None or number <= recipe.together):
+            field = next(iter(own["training"]), "epochs")
+            raise RecipeError(
+                f"stages.{number}.training.{field} would have no effect: module {number} is trained together with "
+                f"others, in the same steps. Set it for all with --set training.{field}=…, train one after another "
+                f"with --schedule iterative, or take it back with --set stages.{number}.training=null"
+            )
+        if number == 1 and own.get("training", {}).get("noise"):
+            raise RecipeError(
+                "stages.1.training.noise would have no effect: it is added to the inputs of modules trained on frozen "
+                "ones. Take it back with --set stages.1.training.noise=0"
+            )
     if together and recipe.together is None and recipe.training.noise > 0:
         raise RecipeError(
             f"training.noise = {recipe.training.noise:g} would have no effect: it is added to the inputs of modules "
@@ -120,15 +131,20 @@ def _by_method(source: str | Recipe, overrides: Sequence[str]) -> tuple[Recipe, 
     later, lost = [], {}
     for override in overrides:
         path, replaced = paths[override], trained.objective is not asked.objective
+        alone = path[0] == "stages" and path[2:] != [] and path[1].isdecimal()
+        field = path[2:] if alone else path
         if override in first and _survives(asked, trained, path):
             continue
-        if override not in first or (path[0] == "objective" and replaced and _has_field(trained, path)):
+        reached = not alone or int(path[1]) in trained.stages
+        if override not in first or (field[:1] == ["objective"] and replaced and reached and _has_field(trained, path)):
             later.append(override)
-        elif path[0] == "objective":
+        elif not reached:
+            lost[override] = f"the method {trained.method} has nothing to set for a single module"
+        elif field[:1] == ["objective"]:
             kinds = type(asked.objective).__name__, type(trained.objective).__name__
             lost[override] = f"the method {trained.method} puts {kinds[1]} in the place of the objective {kinds[0]}"
         else:
-            sets = _shown(_value_at(trained, path))
+            sets = shown(_value_at(trained, path))
             lost[override] = f"the method {trained.method} sets {'.'.join(path)} to {sets}"
     return trained, later, lost
 
@@ -137,6 +153,8 @@ def _survives(asked: Any, trained: Any, path: Sequence[str]) -> bool:
     """Whether the field that was asked for is still there: where it was, or inside settings that were put around it."""
     if asked == trained:
         return True
+    if isinstance(asked, Recipe) and path[0] == "stages":
+        return path[2:3] == [] or path[2] in trained.stages.get(int(path[1]), {})
     if not isinstance(asked, Settings) or not isinstance(trained, Settings):
         return False
     if any(getattr(trained, name) == asked for name in type(trained).model_fields):
@@ -156,6 +174,11 @@ def _has_field(settings: Any, path: Sequence[str]) -> bool:
     if not path:
         return True
     field, *rest = path
+    if isinstance(settings, Recipe) and field == "stages" and rest:
+        number, *inside = rest
+        if not number.isdecimal() or (inside and inside[0] not in IN_STAGES):
+            return False
+        return _has_field(for_stage(settings, int(number)), inside)
     if isinstance(settings, tuple):
         return field in map(str, range(len(settings))) and _has_field(settings[int(field)], rest)
     known = isinstance(settings, Settings) and field in type(settings).model_fields
@@ -168,7 +191,7 @@ def find_recipe(source: str) -> Path:
         return known[source]
     if not source.endswith(".py"):
         raise RecipeError(
-            f"there is no recipe {source!r}: {_nearest(source, known) or f'there are {_listed(known)}.'} "
+            f"there is no recipe {source!r}: {nearest(source, known) or f'there are {listed(known)}.'} "
             "A recipe of your own is given as a path that ends in .py"
         )
     try:
@@ -236,159 +259,3 @@ def _no_bytecode() -> Iterator[None]:
         yield
     finally:
         sys.dont_write_bytecode = before
-
-
-def apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
-    """Each `a.b=value` replaces one field, `a.0.b=value` one of an item; the value is JSON, or else a plain word.
-
-    All are replaced before any is checked, so that fields which must agree may be given in any order.
-
-    Raises:
-        RecipeError: no such field, or a value that it cannot have.
-    """
-    draft = _draft(recipe)
-    for override in overrides:
-        name, separator, text = (part.strip() for part in override.partition("="))
-        if not separator or not name:
-            raise RecipeError(f"--set takes key=value, as in --set objective.negatives=32; got {override!r}")
-        _put(draft, name.split("."), _value(text), name)
-    built = _build(draft, "")
-    assert isinstance(built, Recipe)
-    return built
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-
-
-@dataclass
-class _Group:
-    """Settings taken apart, to be changed and put together again."""
-
-    kind: type[Settings]
-    fields: dict[str, Any]
-
-
-def _draft(value: Any) -> Any:
-    if isinstance(value, Settings):
-        return _Group(type(value), {name: _draft(getattr(value, name)) for name in type(value).model_fields})
-    return [_draft(item) for item in value] if isinstance(value, tuple) else value
-
-
-def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = "") -> None:
-    field, *rest = path
-    fields: dict[Any, Any]
-    key: Any = field
-    if isinstance(draft, _Group):
-        fields = draft.fields
-    elif isinstance(draft, list):
-        fields = dict(enumerate(draft))
-        key = int(field) if field.isdecimal() and len(field) < 9 else field
-    else:
-        raise RecipeError(f"there is no field {name!r}: {above.rstrip('.')} has no fields of its own")
-    if key not in fields:
-        known = [str(other) for other in fields]
-        hint = _inside(draft, path, above) or _nearest(field, known, above, rest)
-        hint = hint or f"{above.rstrip('.') or 'the recipe'} has {_listed(known)}"
-        raise RecipeError(f"there is no field {name!r}: {hint}")
-    if rest:
-        _put(fields[key], rest, value, name, f"{above}{field}.")
-    elif isinstance(fields[key], _Group) and value is not None:
-        inner = _listed([f"{name}.{known}" for known in fields[key].fields])
-        optional = isinstance(draft, _Group) and type(None) in get_args(draft.kind.model_fields[field].annotation)
-        without = f", or leave it out with {name}=null" if optional else ""
-        raise RecipeError(f"{name} is a group of fields: set one of them ({inner}){without}")
-    elif isinstance(draft, _Group):
-        draft.fields[key] = value
-    else:
-        draft[key] = value
-
-
-def _inside(draft: Any, path: Sequence[str], above: str) -> str:
-    """Which groups in this one have the field."""
-    inner = draft.fields.items() if isinstance(draft, _Group) else ()
-    holding = [name for name, group in inner if isinstance(group, _Group) and path[0] in group.fields]
-    return f"did you mean {' or '.join('.'.join([above + name, *path]) for name in holding)}?" if holding else ""
-
-
-def _build(draft: Any, above: str) -> Any:
-    if isinstance(draft, list):
-        return [_build(item, f"{above}{index}.") for index, item in enumerate(draft)]
-    if not isinstance(draft, _Group):
-        return draft
-    values = {name: _build(value, f"{above}{name}.") for name, value in draft.fields.items()}
-    try:
-        return draft.kind.model_validate(values)
-    except ValidationError as error:
-        raise RecipeError(explain(error, above)) from error
-
-
-def explain(error: ValidationError, above: str = "") -> str:
-    """One line: field, value, what is allowed, and the nearest good value where there is one."""
-    # A field that does not exist explains the one that is missing.
-    first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
-    kind, value, limits = first["type"], first.get("input"), first.get("ctx", {})
-    name = (above + ".".join(str(part) for part in first["loc"])).rstrip(".") or "the recipe"
-    if kind == "value_error":
-        return f"{name}: {limits['error']}"
-    if kind == "extra_forbidden":
-        *way, wrong = map(str, first["loc"])
-        fields = _fields_at(error.title, first["loc"][:-1])
-        hint = _nearest(wrong, fields, above + "".join(f"{part}." for part in way)) or f"there are {_listed(fields)}"
-        return f"there is no field {name!r}: {hint}"
-    if kind == "missing":
-        return f"{name} is missing"
-    message = re.sub(r"^\w+ should ", "should ", first["msg"])
-    if kind == "string_pattern_mismatch" and (described := _description(error.title, first["loc"])):
-        message = f"is not of the form it needs ({described})"
-    return f"{name} = {_shown(value)}: {message}{_nearest_value(kind, value, limits)}"
-
-
-def _fields_at(title: str, way: Iterable[int | str]) -> list[str]:
-    """Names of the fields of the settings called `title`, or of those that `way` leads to from there."""
-    kind: Any = next((kind for kind in _kinds(Settings) if kind.__name__ == title), None)
-    for part in way:
-        kind = get_args(kind)[0] if isinstance(part, int) else kind.model_fields[part].annotation
-    return list(getattr(kind, "model_fields", ()))
-
-
-def _description(title: str, way: Sequence[int | str]) -> str | None:
-    kind = next((kind for kind in _kinds(Settings) if kind.__name__ == title), None)
-    info = None if kind is None or len(way) != 1 else kind.model_fields.get(str(way[0]))
-    return None if info is None else info.description
-
-
-def _kinds(kind: type[Settings]) -> Iterator[type[Settings]]:
-    for below in kind.__subclasses__():
-        yield below
-        yield from _kinds(below)
-
-
-def _nearest_value(kind: str, value: Any, limits: Mapping[str, Any]) -> str:
-    if kind == "literal_error":
-        return (
-            "; " + hint if (hint := _nearest(str(value), re.findall(r"'([^']*)'", str(limits.get("expected"))))) else ""
-        )
-    good: float | None = next((limits[key] for key in ("ge", "le") if key in limits), None)
-    if kind == "int_from_float" and isinstance(value, float):
-        good = round(value)
-    if "multiple_of" in limits and isinstance(value, (int, float)):
-        good = max(round(value / limits["multiple_of"]), 1) * limits["multiple_of"]
-    return "" if good is None else f"; the nearest good value is {good}"
-
-
-def _nearest(wrong: str, known: Iterable[str], above: str = "", below: Sequence[str] = ()) -> str:
-    found = difflib.get_close_matches(wrong, list(known), n=1, cutoff=0.5)
-    return f"did you mean {'.'.join([above + found[0], *below])}?" if found else ""
-
-
-def _listed(names: Iterable[object]) -> str:
-    return ", ".join(map(str, names))
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

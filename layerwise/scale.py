@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from layerwise.data.parts import Fraction
+from layerwise.overrides import for_stage
 from layerwise.recipe import Probe, Recipe, SpeechProbes
 
 
@@ -18,9 +20,18 @@ def with_scale(recipe: Recipe, scale: float) -> Recipe:
             "dataset": Fraction(dataset=recipe.dataset, share=scale),
             "network": recipe.network.scaled(scale),
             "training": recipe.training.model_copy(update={"epochs": math.ceil(recipe.training.epochs * scale)}),
+            "stages": {number: _shorter_stage(recipe, number, scale) for number in recipe.stages},
             "probe": _shorter(recipe.probe, scale),
         }
     )
+
+
+def _shorter_stage(recipe: Recipe, number: int, scale: float) -> dict[str, Any]:
+    own = recipe.stages[number]
+    if "epochs" not in own.get("training", {}):
+        return own
+    epochs = math.ceil(for_stage(recipe, number).training.epochs * scale)
+    return {**own, "training": {**own["training"], "epochs": epochs}}
 
 
 def _shorter(probe: Probe | SpeechProbes, scale: float) -> Probe | SpeechProbes:

@@ -12,11 +12,21 @@ from layerwise.caching import write_cache
 from layerwise.checkpoint import drop_checkpoint, keep_checkpoint
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.feeds import Feed
-from layerwise.frozen import finished, freeze, frozen_weights, require_stage, stage_identity, to_make_again
+from layerwise.frozen import (
+    finished,
+    freeze,
+    frozen_weights,
+    meant_for_one,
+    require_stage,
+    stage_identity,
+    to_make_again,
+)
 from layerwise.inputs import stage_inputs
 from layerwise.noise import NoisyFeed
+from layerwise.overrides import for_stage
 from layerwise.plan import require_fit
 from layerwise.probe import probe_fixed, probe_module
+from layerwise.recipe import Recipe
 from layerwise.room import unsettled
 from layerwise.seeding import derive_seed, same_bits_in_every_run
 from layerwise.setup import Setup, make_learner
@@ -40,9 +50,16 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     if not fresh and (record := finished(setup, number)) is not None:
         setup.progress.note(f"module {number} is trained and frozen already")
         return record
-    feed = stage_inputs(setup, number)
-    if number > 1 and setup.recipe.training.noise > 0:
-        feed = NoisyFeed(feed, setup.recipe.training.noise, derive_seed(setup.recipe.seed, "noise", number))
+    try:
+        feed = stage_inputs(setup, number)
+    except NotReady as error:
+        if meant := meant_for_one(setup, number):
+            alone = setup.command(f"stage {number}", *meant)
+            raise NotReady(f"{error}. If the new settings are for module {number} alone: {alone}") from error
+        raise
+    noise = for_stage(setup.recipe, number).training.noise
+    if number > 1 and noise > 0:
+        feed = NoisyFeed(feed, noise, derive_seed(setup.recipe.seed, "noise", number))
     _train_and_freeze(setup, [number], feed, fresh)
     return require_stage(setup, number)
 
@@ -62,10 +79,12 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
 
 def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: bool) -> None:
     recipe, folder = setup.recipe, setup.run.training(numbers)
+    if len(numbers) == 1:
+        recipe = for_stage(recipe, numbers[0])
     if setup.device.type == "cpu":
         same_bits_in_every_run()
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
-    fit = _fit(setup, numbers, title)
+    fit = _fit(setup, recipe, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)
     modules, facts = setup.untrained(), setup.facts
     learners = [
@@ -129,16 +148,16 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         )
 
 
-def _fit(setup: Setup, numbers: Sequence[int], title: str) -> memory.Fit | None:
+def _fit(setup: Setup, recipe: Recipe, numbers: Sequence[int], title: str) -> memory.Fit | None:
     """How the stage goes through its batches; None where its memory cannot be told and there is no budget to keep.
 
     Raises:
         WillNotFit: the stage takes more than the budget, whatever the micro-batch.
     """
-    training, facts = setup.recipe.training, setup.facts
+    training, facts = recipe.training, setup.facts
     samples = memory.Samples(facts.sample_shape, facts.classes)
     try:
-        fit = memory.fit(setup.recipe, numbers, samples, host_apart=setup.device.type != "cpu")
+        fit = memory.fit(recipe, numbers, samples, host_apart=setup.device.type != "cpu")
     except Unpredictable as error:
         if training.max_memory is not None:
             raise

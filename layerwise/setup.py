@@ -15,6 +15,7 @@ from layerwise.data.dataset import Splits
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.nets.checkpointing import checkpoint_blocks
 from layerwise.nets.module import Module, output_shapes
+from layerwise.overrides import for_stage
 from layerwise.progress import Progress, Silent
 from layerwise.recipe import Recipe, Shape
 from layerwise.records import DATASET, DatasetRecord, read_record
@@ -240,7 +241,8 @@ class Setup:
 def make_learner(
     recipe: Recipe, number: int, module: Module, sample_shape: Shape, classes: Mapping[str, int], device: torch.device
 ) -> Learner:
-    """The module, brought to the device, with a fresh objective and optimiser."""
+    """The module, brought to the device, with a fresh objective and optimiser, as the recipe has them for it."""
+    recipe = for_stage(recipe, number)
     with seeded(recipe.seed, "objective", number):
         objective = recipe.objective.build(module, sample_shape, classes)
     if device.type != "cpu":  # weights are made on the CPU

@@ -135,6 +135,8 @@ def others(value: Any, field: FieldInfo) -> Iterator[Any]:
             yield from ([*value, *value[-1:]], list(value[:-1]), [2, 1], [1, 2], [0.5], ["word"], ["speaker"], [])
         case str():
             yield f"{value}x"
+        case dict():
+            yield {"2": {"training": {"epochs": 7}}}
 
 
 def changes(recipe: Recipe) -> Iterator[tuple[str, FieldInfo, Recipe]]:
@@ -184,6 +186,8 @@ def concerned(recipe: Recipe, path: str) -> set[tuple[str, int]]:
             return {(kind, n) for kind, n in STAGES | CACHES if n >= lowest}
         case "objective" | "optimiser" | "training" | "schedule":
             return STAGES  # caches hear of it by the weights
+        case "stages":  # of module 2, as `others` gives it
+            return {("stage", 2)}
         case "cache" if rest == ["dtype"]:
             return CACHES | ({("stage", 2), ("stage", 3)} if through_cache else set())
         case "cache" if rest == ["views"]:

@@ -22,8 +22,9 @@ from layerwise.memory.fit import fit
 from layerwise.memory.measure import measure
 from layerwise.memory.predict import Samples, Step
 from layerwise.methods import with_method
+from layerwise.overrides import apply_overrides
 from layerwise.recipe import MethodName, Recipe
-from layerwise.recipe_loader import apply_overrides, load_recipe
+from layerwise.recipe_loader import load_recipe
 from layerwise.scale import with_scale
 from layerwise.step import train_step
 
