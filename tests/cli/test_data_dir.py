@@ -84,7 +84,7 @@ def test_an_option_without_effect_is_refused(recipe: str, given: list[str], reas
         ("run", "--recipe", "images"),
         ("stage", "2", "--recipe", RECIPE, "--run-dir", "deep/down/other"),
         ("cache", "--module", "1", "--recipe", RECIPE, "--run-dir", "other"),
-        ("run", "--recipe", RECIPE, "--run-dir", "other", "--max-memory", "1kB"),
+        ("run", "--recipe", RECIPE, "--run-dir", "other", "--cache-budget", "1kB"),
         ("stage", "1", "--recipe", RECIPE, "--run-dir", "other", "--set", "training.batch_size=500"),
         ("stage", "1", "--set", "optimiser.learning_rate=0.5"),
     ],
