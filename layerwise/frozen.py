@@ -20,6 +20,7 @@ from layerwise.checkpoint import RECORD as CHECKPOINT_FILE
 from layerwise.checkpoint import changes_within, has_checkpoint
 from layerwise.errors import DamagedData, NotReady
 from layerwise.identity import changes, differences
+from layerwise.made_from import stage_made_from
 from layerwise.nets.module import Module
 from layerwise.overrides import IN_STAGES, TRAINING_IN_STAGES, for_stage
 from layerwise.recipe import Recipe
@@ -43,6 +44,15 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
     Raises:
         NotReady: a module below is not frozen.
     """
+    part, below = stage_part(setup, number), setup.group(number)[0] - 1
+    if "inputs" not in part:
+        return part
+    rolling = read_rolling(setup, below) if setup.recipe.feed == "cache" else None
+    return stage_made_from(part, frozen_digests(setup, below), None if rolling is None else rolling.identity)
+
+
+def stage_part(setup: Setup, number: int) -> dict[str, Any]:
+    """The recipe's part of `stage_identity`."""
     group = setup.group(number)
     recipe = setup.recipe if len(group) > 1 else for_stage(setup.recipe, number)
     number, manifest = group[-1], setup.facts.manifest
@@ -64,14 +74,8 @@ def stage_identity(setup: Setup, number: int) -> dict[str, Any]:
         # A float32 cache and the modules themselves give the same bits in the same order, so it does not matter which
         # of the two feeds the stage; but for small compressed samples, which the cache shuffles in windows.
         stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
-        identity["inputs"] = {
-            "weights": frozen_digests(setup, number - 1),
-            "views": recipe.cache.views,
-            "dtype": stored,
-        }
-        if recipe.feed == "cache" and (rolling := read_rolling(setup, number - 1)):
-            identity["inputs"]["window"] = rolling.identity
-        elif recipe.feed == "cache" and _in_windows(setup, number - 1):
+        identity["inputs"] = {"views": recipe.cache.views, "dtype": stored}
+        if recipe.feed == "cache" and _in_windows(setup, number - 1):
             identity["inputs"]["order"] = "in windows"
     return identity
 

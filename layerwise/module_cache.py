@@ -19,6 +19,7 @@ import activation_cache
 from activation_cache import Cache, CacheError, Status, Storage
 from layerwise.errors import DamagedData, NotReady, RunLocked, WillNotFit
 from layerwise.frozen import frozen_digests
+from layerwise.made_from import cache_made_from
 from layerwise.rolling import read_rolling, rolls
 from layerwise.setup import Setup
 
@@ -31,6 +32,17 @@ def storage(setup: Setup) -> Storage:
 
 def cache_key(setup: Setup, number: int) -> dict[str, Any]:
     """Everything that can change a value in module `number`'s cache."""
+    return cache_made_from(
+        cache_part(setup, number),
+        frozen_digests(setup, number),
+        storage(setup),
+        rolls=rolls(setup, number),
+        below_rolls=number > 1 and rolls(setup, number - 1),
+    )
+
+
+def cache_part(setup: Setup, number: int) -> dict[str, Any]:
+    """The recipe's part of `cache_key`."""
     recipe = setup.recipe
     causes: dict[str, Any] = {
         "module": number,
@@ -38,15 +50,12 @@ def cache_key(setup: Setup, number: int) -> dict[str, Any]:
         "dataset": recipe.dataset.identity(),
         "manifest": setup.facts.manifest,
         "network": recipe.network.through(number),
-        "weights": frozen_digests(setup, number),
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
     }
-    if (stored := stored_inputs(setup, number)) is not None:
-        causes["inputs"] = stored
-    if rolls(setup, number):
-        causes["window"] = True  # such a cache has no training samples: they are in the window
-    return activation_cache.make_key(causes, storage(setup))
+    if number > 1 and recipe.feed == "cache" and recipe.cache.dtype != "float32":
+        causes["inputs"] = recipe.cache.dtype  # the outputs are computed from rounded values
+    return causes
 
 
 def stored_inputs(setup: Setup, number: int) -> str | None:
@@ -54,10 +63,8 @@ def stored_inputs(setup: Setup, number: int) -> str | None:
 
     None where they are computed from the exact values, for which a float32 cache and the frozen modules serve alike.
     """
-    cache = setup.recipe.cache
-    if number == 1 or setup.recipe.feed != "cache" or cache.dtype == "float32" or rolls(setup, number - 1):
-        return None
-    return cache.dtype
+    found: str | None = cache_part(setup, number).get("inputs")
+    return None if found is None or rolls(setup, number - 1) else found
 
 
 def open_cache(setup: Setup, number: int) -> Cache:

@@ -26,6 +26,7 @@ from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.feeds import DatasetFeed, Feed, RecomputeFeed
 from layerwise.frozen import frozen_digests, load_frozen, require_stage, threads_of
 from layerwise.inputs import nearest_inputs
+from layerwise.made_from import probe_made_from
 from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
 from layerwise.recipe import Probe
@@ -188,9 +189,13 @@ def probe_record(setup: Setup, part: int | str) -> dict[str, Any] | None:
 
 def _identity(setup: Setup, holder: int | None) -> dict[str, Any]:
     """Everything that can change a probe's accuracy, but for rounding in a cache that it was read from."""
+    return probe_made_from(probe_part(setup, holder), [] if holder is None else frozen_digests(setup, holder))
+
+
+def probe_part(setup: Setup, holder: int | None) -> dict[str, Any]:
+    """The recipe's part of it."""
     recipe = setup.recipe
     return {
-        "weights": [] if holder is None else frozen_digests(setup, holder),
         "network": recipe.network.through(holder),
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(),

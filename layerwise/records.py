@@ -75,6 +75,35 @@ class DatasetRecord(TypedDict):
 
 
 @_exact
+class ExpectedModule(TypedDict):
+    """The recipe's part of what a module's stage, cache and probe are made from."""
+
+    group: Annotated[list[Number], Field(min_length=1, max_length=10_000)]
+    """The modules that it is trained together with, itself among them."""
+    stage: Identity
+    cache: Identity
+    stored: bool
+    """Whether the next stage reads its cache."""
+    probe: Identity
+    part: Number
+    """Of the network, whose probe is the module's."""
+
+
+@_exact
+class ExpectedRecord(TypedDict):
+    """expected.json: what the recipe asks for, for those who look at the run without it."""
+
+    dtype: Annotated[str, Field(pattern=r"^(float32|float16|bfloat16|uint8)$")]
+    codec: Annotated[str, Field(pattern=r"^(none|lz4|zstd)$")]
+    budget: Count | None
+    renew: bool
+    window_epochs: Annotated[int, Field(ge=1, le=10**6)]
+    batch_size: Annotated[int, Field(ge=1, le=2**40)]
+    feed: Annotated[str, Field(pattern=r"^(cache|recompute)$")]
+    modules: Annotated[list[ExpectedModule], Field(min_length=1, max_length=10_000)]
+
+
+@_exact
 class PeakRecord(TypedDict):
     """Bytes in tensors at once, or None where that was not measured or cannot be predicted."""
 
@@ -204,6 +233,7 @@ Form = TypeVar("Form")
 RUN = TypeAdapter(RunRecord)
 LAST = TypeAdapter(LastRecord)
 RECIPE = TypeAdapter(RecipeRecord)
+EXPECTED = TypeAdapter(ExpectedRecord)
 DATASET = TypeAdapter(DatasetRecord)
 STAGE = TypeAdapter(StageRecord)
 CHECKPOINT = TypeAdapter(CheckpointRecord)

@@ -8,14 +8,12 @@ from typing import Any
 
 import torch
 
-import activation_cache
 from layerwise.cache_report import describe_cache
-from layerwise.errors import DamagedData, NotReady
-from layerwise.frozen import missing_weights, stage_record
+from layerwise.frozen import stage_record
 from layerwise.metrics import METRICS, Metrics, missing_epochs, read_metrics
-from layerwise.module_cache import cache_key, cached
+from layerwise.module_cache import cached
 from layerwise.probe import probe_record
-from layerwise.records import CHECKPOINT, PROBE, RUN, STAGE, read_record
+from layerwise.records import RUN, read_record
 from layerwise.run import Run
 from layerwise.setup import Setup
 from layerwise.threads import number_of
@@ -114,70 +112,3 @@ def _threads(stages: Sequence[Mapping[str, Any]]) -> str:
     now = torch.get_num_threads()
     numbers = sorted({stage.get("threads") or now for stage in stages} or {now})
     return number_of(numbers[0]) if len(numbers) == 1 else f"{' or '.join(map(str, numbers))} threads"
-
-
-def status(setup: Setup) -> dict[str, Any]:
-    """The state of each module: trained, unfinished, stale or damaged (and why), or not yet; unknown where a damaged
-    record below would tell; of its cache, with the bytes of its rolling window; its probe's accuracy.
-    """
-    modules = []
-    for number in range(1, setup.depth + 1):
-        top = max(part for part, holder in enumerate(setup.holders, 1) if holder == number)
-        modules.append(
-            {
-                "module": number,
-                "stage": _stage_state(setup, number),
-                "cache": _cache_state(setup, number),
-                "probe": _probe_state(setup, top),
-            }
-        )
-    return {"run": str(setup.run.folder), "recipe": setup.recipe.name, "modules": modules}
-
-
-def _stage_state(setup: Setup, number: int) -> dict[str, Any]:
-    folder = setup.run.stage(number)
-    try:
-        read_record(folder / "stage.json", STAGE)
-        checkpoint = read_record(setup.run.training(setup.group(number)) / "checkpoint.json", CHECKPOINT)
-    except DamagedData as error:
-        return {"state": "damaged", "reason": str(error)}
-    try:
-        record = stage_record(setup, number)
-    except NotReady as error:
-        return {"state": "stale", "reason": str(error)}
-    except DamagedData as error:
-        return {"state": "unknown", "reason": str(error)}
-    if record is not None and (missing := missing_weights(setup, number)) is not None:
-        return {"state": "damaged", "reason": missing}
-    if record is not None:
-        return {"state": "trained", "epochs": record["epochs"], "seconds": record["seconds"]}
-    if checkpoint is not None:
-        return {
-            "state": "unfinished",
-            "epochs": checkpoint["place"]["epoch"],
-            "seconds": checkpoint["place"]["seconds"],
-        }
-    return {"state": "not trained"}
-
-
-def _cache_state(setup: Setup, number: int) -> dict[str, Any]:
-    location = setup.run.cache(number)
-    window = activation_cache.inspect(setup.run.window(number)).bytes
-    try:
-        found = activation_cache.inspect(location, cache_key(setup, number))
-    except (NotReady, DamagedData) as error:  # what it should have been made from is not there to compare it with
-        found = activation_cache.inspect(location)
-        if found.state == "valid":
-            return {"state": "unknown", "reason": str(error), "bytes": found.bytes + window}
-    return {"state": found.state, "reason": found.reason, "bytes": found.bytes + window}
-
-
-def _probe_state(setup: Setup, part: int) -> dict[str, Any] | None:
-    try:
-        read_record(setup.run.probe(part), PROBE)
-    except DamagedData as error:
-        return {"state": "damaged", "reason": str(error)}
-    try:
-        return probe_record(setup, part)
-    except DamagedData:  # a record below, of which its module tells
-        return None

@@ -7,9 +7,8 @@ the rest. The splits that are judged on (validation, probe, test) are always sto
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,37 +32,10 @@ from layerwise.feeds import (
 from layerwise.records import WINDOW, read_record
 from layerwise.setup import Setup
 from layerwise.storage import remove_file, write_json
+from layerwise.window import Rolling, note_of, rolling_at
 
 Fill: TypeAlias = Callable[[CacheWriter, npt.NDArray[np.int64], npt.NDArray[np.int64]], None]
 SLOTS = 4  # a fifth of the budget is for the one that is being filled
-
-
-@dataclass(frozen=True)
-class Rolling:
-    """How a window rolls. Its size is settled when it is first written, so that a training can be resumed to the bit:
-    what is free on the disk changes.
-    """
-
-    slots: int
-    slot_samples: int
-    epochs: int
-    """epochs between two turns"""
-
-    @property
-    def identity(self) -> dict[str, int]:
-        return asdict(self)
-
-    @property
-    def samples(self) -> int:
-        """In the window at any time."""
-        return self.slots * self.slot_samples
-
-    def same_size(self, window: Mapping[str, Any] | None) -> bool:
-        """Whether a window of this `identity` is as large."""
-        return window is not None and (window.get("slots"), window.get("slot_samples")) == (
-            self.slots,
-            self.slot_samples,
-        )
 
 
 def least_slot(batch_size: int) -> int:
@@ -80,11 +52,8 @@ def read_rolling(setup: Setup, number: int) -> Rolling | None:
     """How the window on the outputs of module `number` rolls; None where there is none, or where it has to be settled
     again: for another budget or `renew`, or because it holds less than a batch.
     """
-    known, cache = read_record(window_note(setup, number), WINDOW), setup.recipe.cache
-    if known is None or (known["budget"], known.get("renew", False)) != (cache.budget, cache.renew):
-        return None
-    rolling = Rolling(known["slots"], known["slot_samples"], cache.window_epochs)
-    return rolling if rolling.samples >= setup.recipe.training.batch_size else None
+    cache, least = setup.recipe.cache, setup.recipe.training.batch_size
+    return rolling_at(window_note(setup, number), cache.budget, cache.renew, cache.window_epochs, least)
 
 
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
@@ -106,7 +75,7 @@ def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
 
 def window_note(setup: Setup, number: int) -> Path:
     """The file that says how the window on module `number`'s outputs rolls, if there is one."""
-    return setup.run.caches / f"{number}.window.json"
+    return note_of(setup.run.caches, number)
 
 
 def mend_window(setup: Setup, number: int) -> list[str]:

@@ -15,9 +15,10 @@ from layerwise.errors import NotReady, WillNotFit
 from layerwise.feeds import Feed
 from layerwise.frozen import frozen_digests, trained_inputs
 from layerwise.module_cache import as_stored, cache_command, cache_key, cached, storage
-from layerwise.rolling import SLOTS, Rolling, least_slot, read_rolling, rolls, settle_rolling
+from layerwise.rolling import SLOTS, least_slot, read_rolling, rolls, settle_rolling
 from layerwise.setup import Setup
 from layerwise.units import counted, size
+from layerwise.window import Rolling
 
 LARGER = 1.1
 """A window that could be larger by less than this factor stays: the free space of a disk always changes a little."""

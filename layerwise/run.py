@@ -2,6 +2,7 @@
 
 RUN/
   run.json                    recipe (name or path), overrides and the dataset's place: enough to go on
+  expected.json               what its recipe asks for, for those who look at the run without it
   recipe.json                 the recipe as it is trained, every field, and as its file gives it
   lock                        held while a command writes
   stages/1/module.safetensors the frozen module

@@ -19,7 +19,7 @@ from layerwise.errors import DamagedData, RunLocked, UsageError
 from layerwise.metrics import METRICS
 from layerwise.storage import JSON_BYTES, raise_misplaced, read_file, read_json, temporary_of
 
-RECORDS = ("run.json", "recipe.json", "dataset.json")
+RECORDS = ("run.json", "recipe.json", "dataset.json", "expected.json")
 FOLDERS = ("stages", "caches", "probes", "report")
 LOCK = "lock"
 HOLDER = re.compile(r"process \d+ \([^()\n]{1,80}\)")

@@ -11,6 +11,7 @@ from layerwise import memory
 from layerwise.caching import write_cache
 from layerwise.checkpoint import drop_checkpoint, keep_checkpoint
 from layerwise.errors import NotReady, Unpredictable
+from layerwise.expected import note_expected
 from layerwise.feeds import Feed
 from layerwise.frozen import (
     finished,
@@ -81,6 +82,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     recipe, folder = setup.recipe, setup.run.training(numbers)
     if len(numbers) == 1:
         recipe = for_stage(recipe, numbers[0])
+    note_expected(setup)
     if setup.device.type == "cpu":
         same_bits_in_every_run()
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"

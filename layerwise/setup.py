@@ -171,6 +171,11 @@ class Setup:
             known.get("lengths", {}),
         )
 
+    @property
+    def knows_dataset(self) -> bool:
+        """Whether `facts` were needed so far."""
+        return "facts" in self.__dict__
+
     def untrained(self) -> list[Module]:
         """All modules as the seed makes them, on the CPU: only those that work belong on the device."""
         with seeded(self.recipe.seed, "modules"):

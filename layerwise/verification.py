@@ -23,6 +23,7 @@ from layerwise.metrics import METRICS, METRICS_BYTES, missing_epochs, read_metri
 from layerwise.records import (
     CHECKPOINT,
     DATASET,
+    EXPECTED,
     PROBE,
     RECIPE,
     REPORT,
@@ -73,15 +74,16 @@ def _verify_records(found: Verification) -> None:
     if not is_run(found.run):
         require_usable(found.run)
         raise NotReady(f"{found.run} is not a run. Name a recipe, for example: layerwise run --recipe digits")
-    forms: dict[str, TypeAdapter[Any]] = dict(zip(RECORDS, (RUN, RECIPE, DATASET), strict=True))
+    forms: dict[str, TypeAdapter[Any]] = dict(zip(RECORDS, (RUN, RECIPE, DATASET, EXPECTED), strict=True))
     for name, form in forms.items():
         path = found.run / name
         delete = f"rm {shlex.quote(str(path))}"
-        again = found.command("run") if name == "dataset.json" else found.command("run", "--recipe", "NAME|FILE.py")
+        noted = name in ("dataset.json", "expected.json")  # again whenever the run is worked on
+        again = found.command("run") if noted else found.command("run", "--recipe", "NAME|FILE.py")
         there = os.path.lexists(path)
         if found.read(path, form, f"{delete}; {again}" if there else again) is None and not there:
             trained = [stage for stage in _stages(found) if os.path.lexists(stage / "stage.json")]
-            if name != "dataset.json" or trained:
+            if not noted or trained:
                 found.damage(path, "is missing", again)
 
 

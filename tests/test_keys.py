@@ -25,10 +25,11 @@ from layerwise.nets.resnet import PatchResNet
 from layerwise.nets.speech import SpeechEncoder
 from layerwise.recipe import Recipe, Settings
 from layerwise.recipe_loader import apply_overrides, built_in, load_recipe, resolve_recipe
-from layerwise.rolling import Rolling, settle_rolling
+from layerwise.rolling import settle_rolling
 from layerwise.setup import Setup
 from layerwise.storage import write_json
 from layerwise.tensors import weights_digest
+from layerwise.window import Rolling
 from tests.conftest import TINY
 
 NUMBERS = (1, 2, 3)

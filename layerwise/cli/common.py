@@ -58,6 +58,7 @@ def named_recipe(source: str) -> str:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
+    from layerwise.expected import note_expected
     from layerwise.holding import hold
     from layerwise.recipe_loader import heeded, load_recipe, require_heeded, resolve_recipe
     from layerwise.remembered import remembered_recipe
@@ -116,6 +117,8 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
             return
         with hold(run, purpose, source, overrides, data_dir, as_written):
             yield setup
+            if setup.knows_dataset:
+                note_expected(setup)
 
 
 def _say_what_lies_elsewhere(run: Run, options: Options, data_dir: Path | None) -> None:

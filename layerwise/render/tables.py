@@ -125,17 +125,20 @@ def _percent(result: Mapping[str, Any]) -> str:
 
 
 def status_table(found: Mapping[str, Any]) -> None:
-    made = table(f"{found['run']} (recipe {found['recipe']})", "module", "stage", "cache", "probe, %")
+    title = f"{found['run']} (recipe {found['recipe']}), {size(found['bytes'])} on disk"
+    made = table(title, "module", "stage", "loss", "validation", "cache", "probe, %")
     reasons = []
     for module in found["modules"]:
         stage, cache, probe = module["stage"], module["cache"], module["probe"]
         epochs = f", {counted(stage['epochs'], 'epoch')}" if "epochs" in stage else ""
+        losses = (f"{stage[name]:.3f}" if name in stage else "–" for name in ("loss", "validation_loss"))
         accuracies = "–" if probe is None else _accuracies(probe)
         bytes_ = f", {size(cache['bytes'])}" if cache["bytes"] else ""
-        made.add_row(str(module["module"]), stage["state"] + epochs, cache["state"] + bytes_, accuracies)
+        made.add_row(str(module["module"]), stage["state"] + epochs, *losses, cache["state"] + bytes_, accuracies)
         told = (part for part in (stage, cache, probe or {}) if part.get("state") in ("stale", "damaged", "unknown"))
         reasons += [part["reason"] for part in told if part.get("reason")]
-    show(made, *dict.fromkeys(reasons))
+    last = "Every module is trained and probed." if found["next"] is None else f"Next: {found['next']}"
+    show(made, *dict.fromkeys(reasons), last)
 
 
 def _accuracies(probe: Mapping[str, Any]) -> str:

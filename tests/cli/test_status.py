@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,3 +78,41 @@ def test_a_stale_stage_names_hashes_by_their_first_digits(run: Path) -> None:
     reason = json.loads(call("status", "--json").stdout)["modules"][1]["stage"]["reason"]
     assert "inputs.weights: ['" in reason
     assert max(map(len, reason.replace("'", " ").replace("…", " ").split())) < 64
+
+
+def test_neither_torch_nor_the_recipe_is_needed(run: Path) -> None:
+    """A recipe of the user's own may be gone, or a stranger's; and torch takes seconds to import."""
+    code = "import sys; from layerwise.cli import main; main(['status'], standalone_mode=False); "
+    code += "sys.exit(any(name == 'torch' or name.startswith('layerwise_recipe') for name in sys.modules))"
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=run.parents[1], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trained, 1 epoch" in done.stdout
+
+
+def test_it_shows_losses_bytes_and_the_next_command_until_all_is_done(run: Path) -> None:
+    told = json.loads(call("status", "--json").stdout)
+    assert told["modules"][0]["stage"]["loss"] > 0
+    assert told["modules"][1]["stage"]["validation_loss"] > 0
+    files = [path.stat().st_size for path in run.rglob("*") if path.is_file()]
+    assert told["bytes"] == sum(files)
+    typed = []
+    while (command := json.loads(call("status", "--json").stdout)["next"]) is not None:
+        assert command not in typed
+        typed.append(command)
+        assert f"Next: {command}" in call("status").stdout
+        assert call(*shlex.split(command)[1:]).exit_code == 0
+    assert [shlex.split(command)[1] for command in typed] == ["cache", "stage", "run"]
+    assert "Every module is trained and probed." in call("status").stdout
+
+
+def test_settings_that_a_command_follows_are_compared_with(run: Path) -> None:
+    assert call("cache", "--module", "1", "--set", "cache.dtype=float16").exit_code == 0
+    assert states("cache") == ["valid", "absent", "absent"]
+    assert states("stage") == ["trained", "stale", "not trained"]
+    refused = call("stage", "1", "--set", "seed=3")
+    assert refused.exit_code == 1
+    assert states("stage") == ["trained", "stale", "not trained"]
+    other = json.loads(call("status", "--json", "--set", "seed=3").stdout)["modules"]
+    assert other[0]["stage"]["state"] == "stale"
+    assert "seed: 0 -> 3" in other[0]["stage"]["reason"]

@@ -26,12 +26,13 @@ from layerwise.metrics import METRICS, keep_metrics, read_metrics, sealed_line
 from layerwise.probe import probe_record
 from layerwise.recipe_loader import load_recipe, resolve_recipe
 from layerwise.records import RECIPE, REPORT, RUN, read_record
-from layerwise.rolling import Rolling, read_rolling, settle_rolling
+from layerwise.rolling import read_rolling, settle_rolling
 from layerwise.run import RUNS, Run, last_run, open_run, remember_last, run_source
 from layerwise.setup import Setup, make_learner
 from layerwise.step import Learner
 from layerwise.storage import SEAL, write_json
 from layerwise.verification import verify_run
+from layerwise.window import Rolling
 from tests.conftest import TINY
 from tests.faults.small_run import copy_of_a_run
 
