@@ -13,7 +13,7 @@ from .canonical import Json
 from .errors import AlreadyCommitted, Damaged, FormatError, Stale
 from .key import Key, describe, differences
 from .known import contents, wipe
-from .layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, settled
+from .layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, check_plan, settled
 from .quantise import Calibration
 from .record import create_plan, read_commit, read_plan
 from .room import Room
@@ -83,10 +83,8 @@ def create(
         plan = read_plan(store)
         if plan is None:
             scales = calibration() if callable(calibration) else calibration
-            if (storage.dtype == "uint8") != (scales is not None):
-                raise FormatError("uint8 is stored with a calibration (see `calibrate`), the other dtypes without one")
             plan = Plan(key, storage, splits, scales)
-            _check_calibration(plan)
+            check_plan(plan)
             if not create_plan(store, plan):  # another writer was faster, on a store that knows no locks
                 plan = read_plan(store)
         elif world_size == 1:
@@ -119,17 +117,6 @@ def remove(location: str | Path | Store) -> list[str]:
         return wipe(store, locks=True)
     finally:
         release()
-
-
-def _check_calibration(plan: Plan) -> None:
-    if plan.calibration is None:
-        return
-    for spec in plan.splits:
-        axis, channels = plan.calibration.axis, len(plan.calibration.scale)
-        if not 0 <= axis < len(spec.shape) or spec.shape[axis] != channels:
-            raise FormatError(
-                f"the calibration has {channels} channels on axis {axis}, and split {spec.name!r} shape {spec.shape}"
-            )
 
 
 def _check_same(plan: Plan, key: Mapping[str, Json], splits: Sequence[SplitSpec], location: str) -> None:

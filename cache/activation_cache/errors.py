@@ -1,15 +1,15 @@
 """What can go wrong with a cache. Every message says what was asked, what was found, and what to do.
 
 CacheError
-├── NotCommitted       absent, or its writer has not committed it yet
+├── NotCommitted       absent, not committed by its writer yet, or removed or replaced while it was read
 ├── AlreadyCommitted   a writer was asked to write where a finished cache lies
 ├── Stale              finished, but made from something else (`differences` says which fields of the key)
 ├── Damaged            a file is missing, truncated or altered (`paths` names them)
 ├── FormatError        not an activation cache, or one of another format version
-├── DoesNotFit         the disk or the budget is too small (`path`, `needed` and `free` bytes)
+├── DoesNotFit         the disk, the budget or the address space is too small (`path`, `needed` and `free` bytes)
 ├── Locked             another process is writing it (`holder` names it)
 ├── InvalidSamples     what was appended cannot be stored faithfully (also a ValueError)
-└── StoreError         the object store failed for good, after retries
+└── StoreError         the object store failed for good, after retries; or the disk, other than by being full
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _rebuild(kind: type[CacheError], args: tuple[Any, ...], state: dict[str, Any
 
 
 class NotCommitted(CacheError):
-    """There is no finished cache at this place."""
+    """There is no finished cache at this place, or not any more: another process removed, replaced or repairs it."""
 
 
 class AlreadyCommitted(CacheError):
@@ -71,7 +71,10 @@ class FormatError(CacheError):
 
 
 class DoesNotFit(CacheError):
-    """The disk, or the budget, is too small for what was to be written; all in bytes."""
+    """The disk or the budget is too small for what was to be written, or the address space for what was to be mapped.
+
+    `needed` and `free` are in bytes.
+    """
 
     def __init__(self, message: str, path: str = "", needed: int = 0, free: int = 0) -> None:
         super().__init__(message)
@@ -91,4 +94,4 @@ class InvalidSamples(CacheError, ValueError):
 
 
 class StoreError(CacheError):
-    """The object store failed for good, after the retries that were safe."""
+    """The object store failed for good, after the retries that were safe; or the disk refused a file."""

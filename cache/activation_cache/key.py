@@ -11,9 +11,11 @@ import json
 from collections.abc import Mapping
 from typing import TypeAlias
 
-from .canonical import Json, canonical
+from .canonical import KEY_DEPTH, Json, canonical, depth
 from .errors import FormatError, Stale
 from .layout import FORMAT, Storage
+
+MOST_SHOWN = 8  # fields in a message
 
 Key: TypeAlias = "dict[str, Json]"
 
@@ -29,6 +31,8 @@ def make_key(fields: Mapping[str, Json], storage: Storage) -> Key:
     for name, value in (("format", FORMAT), ("dtype", storage.dtype)):
         if flat.setdefault(name, value) != value:
             raise FormatError(f"make_key adds the field {name!r} itself ({value!r}), and was given {flat[name]!r}")
+    if depth(flat, KEY_DEPTH) > KEY_DEPTH:
+        raise FormatError(f"the key has lists in lists deeper than {KEY_DEPTH}")
     normal: Key = json.loads(canonical(flat))  # tuples become lists: what a reader of the file will see
     return normal
 
@@ -70,4 +74,8 @@ def describe(different: Mapping[str, tuple[Json, Json]]) -> str:
         text = canonical(value).decode()
         return text if len(text) <= 40 else text[:36] + '..."'
 
-    return ", ".join(f"{name} (cached {show(old)}, wanted {show(new)})" for name, (old, new) in different.items())
+    def say(name: str) -> str:
+        return name[:60] if name.isprintable() else show(name)
+
+    fields = [f"{say(name)} (cached {show(old)}, wanted {show(new)})" for name, (old, new) in different.items()]
+    return ", ".join(fields[:MOST_SHOWN]) + f" and {len(fields) - MOST_SHOWN} more" * (len(fields) > MOST_SHOWN)

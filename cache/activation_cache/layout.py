@@ -7,11 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from .canonical import Json
+from .canonical import Json, digest
 from .errors import FormatError
 from .quantise import CALIBRATED, Calibration
 
@@ -28,6 +29,13 @@ CHUNK_SAMPLES = 256  # compressed samples below SMALL_SAMPLE bytes share a chunk
 SMALL_SAMPLE = 16 << 10
 TINY_SAMPLE = 512  # below so many bytes, uncompressed samples share a chunk too: 20 bytes of checksum and index each
 CHUNK_BYTES = 256 << 10  # a chunk of small or ragged samples stays near this size
+
+# Of a plan, whoever wrote it: so that a reader or writer of any is done in reasonable time and memory.
+MOST_SHARDS = 1 << 22  # files: 128 TB of shards of the usual size
+MOST_VIEWS = 1 << 16  # of all splits together
+MOST_CHUNKS = 1 << 22  # of a shard
+MOST_SHARD_BYTES = 1 << 32  # of a shard of more than one sample, before compression
+MOST_BYTES = 1 << 60  # of a cache, before compression
 
 SHUFFLED_TOGETHER = 64  # chunks, of small compressed samples
 
@@ -51,8 +59,9 @@ class Storage:
             raise FormatError(f"codec {self.codec!r} is not known here; choose one of none, lz4, zstd")
         if self.level is None:
             object.__setattr__(self, "level", {"none": 0, "lz4": 5, "zstd": 1}[self.codec])
-        if self.codec == "lz4" and self.level not in range(10):
-            raise FormatError(f"lz4 has the levels 0 to 9, got {self.level!r}")
+        least, most = {"none": (0, 22), "lz4": (0, 9), "zstd": (-(1 << 17), 22)}[self.codec]
+        if self.level is not None and not least <= self.level <= most:
+            raise FormatError(f"{self.codec} has the levels {least} to {most}, got {self.level!r}")
 
     @property
     def stored(self) -> np.dtype[Any]:
@@ -144,6 +153,7 @@ def grid(spec: SplitSpec, storage: Storage) -> Grid:
         shard_samples = spec.shard_samples or max(1, SHARD_BYTES // (row_bytes * spec.longest))
         shard_samples = max(1, min(shard_samples, spec.samples))
         chunk = spec.chunk_samples or min(max(1, CHUNK_BYTES // row_bytes), spec.longest)
+        chunk = min(chunk, shard_samples * spec.longest)
         rows = -(-shard_samples * spec.longest // chunk) * chunk
         return Grid(spec.samples, row_shape, ragged, shard_samples, rows, chunk)
     small = row_bytes < (TINY_SAMPLE if storage.codec == "none" else SMALL_SAMPLE)
@@ -190,15 +200,53 @@ class Plan:
         splits: Json = [_spec_json(spec) for spec in self.splits]
         return {"key": self.key, "storage": storage, "splits": splits, "calibration": calibration}
 
-    @staticmethod
-    def from_json(value: Any) -> Plan:
-        try:
-            splits = tuple(SplitSpec(**{**s, "shape": tuple(s["shape"])}) for s in value["splits"])
-            c = value["calibration"]
-            calibration = c and Calibration(c["axis"], *(np.array(c[name], np.float32) for name in CALIBRATED))
-            return Plan(dict(value["key"]), Storage(**value["storage"]), splits, calibration)
-        except (KeyError, TypeError) as error:
-            raise FormatError(f"the plan of this cache lacks a field or has an unknown one: {error}") from error
+    @cached_property
+    def digest(self) -> str:
+        """The sha256 of the plan, which ties a journal entry to it."""
+        return digest(self.to_json())
+
+
+def check_plan(plan: Plan) -> None:
+    """Raises FormatError for a plan that asks for the impossible: more shards than a disk should hold as files, shards
+    that no memory holds, a calibration that does not fit.
+    """
+    shards = views = 0
+    for spec in plan.splits:
+        g = grid(spec, plan.storage)
+        raw = g.shard_rows * math.prod(g.row_shape) * plan.storage.stored.itemsize
+        if g.chunks_per_shard > MOST_CHUNKS or raw > (MOST_SHARD_BYTES if g.shard_samples > 1 else MOST_BYTES):
+            raise FormatError(
+                f"split {spec.name!r}: shards of {g.shard_samples:,} samples have {raw:,} bytes in "
+                f"{g.chunks_per_shard:,} chunks; at most {MOST_SHARD_BYTES:,} and {MOST_CHUNKS:,} are possible, so "
+                "choose another shard_samples or chunk_samples"
+            )
+        shards, views = shards + g.shards * spec.views, views + spec.views
+        if raw * g.shards * spec.views > MOST_BYTES:
+            raise FormatError(f"split {spec.name!r} would take {raw * g.shards * spec.views:,} bytes")
+    if shards > MOST_SHARDS or views > MOST_VIEWS:
+        raise FormatError(
+            f"{shards:,} shards of {views:,} views are planned, and at most {MOST_SHARDS:,} of {MOST_VIEWS:,} possible"
+        )
+    _check_calibration(plan)
+
+
+def _check_calibration(plan: Plan) -> None:
+    c = plan.calibration
+    if (plan.storage.dtype == "uint8") != (c is not None):
+        raise FormatError("uint8 is stored with a calibration (see `calibrate`), the other dtypes without one")
+    if c is None:
+        return
+    channels = len(c.scale)
+    fits = all(
+        getattr(c, name).shape == (channels,) and bool(np.isfinite(getattr(c, name)).all()) for name in CALIBRATED
+    )
+    if not fits or not ((c.scale > 0).all() and (c.bend >= 0).all() and (c.bend * 255 < 1).all()):
+        raise FormatError("the calibration has a scale, offset or bend that is missing, not finite or out of range")
+    for spec in plan.splits:
+        if not 0 <= c.axis < len(spec.shape) or spec.shape[c.axis] != channels:
+            raise FormatError(
+                f"the calibration has {channels} channels on axis {c.axis}, and split {spec.name!r} shape {spec.shape}"
+            )
 
 
 def _spec_json(spec: SplitSpec) -> dict[str, Json]:
@@ -236,6 +284,11 @@ def shard_path(split: str, view: int, shard: int, ndim: int) -> str:
 
 def journal_path(split: str, view: int, shard: int) -> str:
     return f"{RECORD}/{split}/{view}/{shard}.json"
+
+
+def small_chunk(path: str, ndim: int) -> str:
+    """The one chunk of a side array."""
+    return f"{path}/c" + "/0" * ndim
 
 
 # Zarr metadata.

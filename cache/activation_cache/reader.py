@@ -6,6 +6,7 @@ Shards are mapped, not read: a sample is copied once, from the page cache into t
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,14 +17,13 @@ import numpy.typing as npt
 
 from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
 from .canonical import Json, digest
-from .errors import Damaged, FormatError
+from .errors import CacheError, FormatError
 from .key import Key, check_key
-from .layout import PLAN, SHUFFLED_TOGETHER, SplitSpec, Storage, grid, packed
+from .layout import PLAN, SHUFFLED_TOGETHER, SplitSpec, Storage, grid, packed, small_chunk
 from .order import Indices, epoch_order, rank_slice, windowed_order
 from .quantise import Calibration, dequantise, from_bfloat16
-from .record import Commit, mend, read_commit, sha256
+from .record import Commit, altered, damage, read_commit, sha256
 from .shard import CRC_BYTES
-from .sides import small_chunk
 from .sources import ChunkSource, Kept, PackedSource, RaggedSource, RawSource, ShardFiles, Shards
 from .store import Store, open_store
 
@@ -34,18 +34,16 @@ def open_cache(location: str | Path | Store, key: Mapping[str, Json] | None = No
     """The finished cache at `location`, made from `key` if one is given.
 
     Checks the commit record, the presence and size of every file, and the content of all metadata. Raises
-    NotCommitted, Stale (with the fields that differ), Damaged (with the files) or FormatError.
+    NotCommitted (also where another process replaces it meanwhile), Stale (with the fields that differ), Damaged (with
+    the files) or FormatError. What is read later raises Damaged or NotCommitted in the same way.
     """
     store = open_store(location)
     commit = read_commit(store)
     check_key(commit.plan.key, key, store.location)
     damaged = check_files(store, commit)
     if damaged:
-        raise Damaged(
-            f"{store.location} is damaged: " + "; ".join(f"{p} {why}" for p, why in list(damaged.items())[:5])
-            + ("; …" if len(damaged) > 5 else "") + f"; {mend(store.location)}",
-            list(damaged),
-        )  # fmt: skip
+        some = "; ".join(f"{path} {why}" for path, why in list(damaged.items())[:5])
+        raise damage(store, commit, f"{store.location} is damaged: {some}{'; …' * (len(damaged) > 5)}", list(damaged))
     return Cache(store, commit)
 
 
@@ -58,9 +56,9 @@ def check_files(store: Store, commit: Commit) -> dict[str, str]:
         if found is None:
             wrong[path] = "is missing"
         elif found != size:
-            wrong[path] = f"has {found} bytes instead of {size}"
-        elif (path.endswith("zarr.json") or path == PLAN) and sha256(store.read(path)) != expected:
-            wrong[path] = "was altered"
+            wrong[path] = f"has {found} bytes instead of {size}" if found else "is empty or no regular file"
+        elif (path.endswith("zarr.json") or path == PLAN) and (why := altered(store, path, expected)):
+            wrong[path] = why
     return wrong
 
 
@@ -177,7 +175,10 @@ class Split(KeepsBuffers):
 
     @functools.cached_property
     def ids(self) -> list[str]:
-        return [bytes(name).decode() for name in self._ragged("ids", "uint8")]
+        try:
+            return [bytes(name).decode() for name in self._ragged("ids", "uint8")]
+        except UnicodeDecodeError:
+            raise self._damaged(small_chunk(f"{self.name}/ids", 1), "its names are not UTF-8") from None
 
     @functools.cached_property
     def labels(self) -> dict[str, Array | list[Array]]:
@@ -275,7 +276,12 @@ class Split(KeepsBuffers):
         if view not in self._shards:
             offsets = None
             if self.grid.ragged_axis is not None:
-                offsets = self._small(f"offsets/values/{view}", "int64", (self.samples, 2))
+                name = f"offsets/values/{view}"
+                offsets = self._small(name, "int64", (self.samples, 2))
+                if not self._possible(offsets):
+                    raise self._damaged(
+                        small_chunk(f"{self.name}/{name}", 2), "it says that samples lie where none can"
+                    )
             files = ShardFiles(self._store, self._commit, self._spec, view, offsets)
             self._shards[view] = Shards(files, self._kept)
         return self._shards[view]
@@ -286,20 +292,43 @@ class Split(KeepsBuffers):
 
     def _ragged(self, name: str, dtype: str) -> list[Array]:
         offsets = self._small(f"offsets/{name}", "int64", (self.samples, 2))
-        flat = self._small(name, dtype, (int(offsets[-1, 1]) if len(offsets) else 0,))
+        if not self.samples:
+            return []
+        lengths = offsets[:, 1] - offsets[:, 0]
+        if offsets[0, 0] != 0 or (lengths < 0).any() or (offsets[1:, 0] != offsets[:-1, 1]).any():
+            raise self._damaged(small_chunk(f"{self.name}/offsets/{name}", 2), "its parts do not lie end to end")
+        flat = self._small(name, dtype, (int(offsets[-1, 1]),))
         return [flat[start:stop] for start, stop in offsets.tolist()]
+
+    def _possible(self, offsets: Array) -> bool:
+        """Whether ragged samples lie end to end in their shards, none longer than planned."""
+        starts, stops, first = offsets[:, 0], offsets[:, 1], np.arange(self.samples) // self.grid.shard_samples
+        begun, firsts = first * self.grid.shard_rows, np.arange(0, self.samples, self.grid.shard_samples)
+        before = np.concatenate([[0], stops[:-1]])[: self.samples]
+        before[firsts] = begun[firsts]
+        lengths = stops - starts
+        return bool(
+            (starts == before).all()
+            and (lengths >= 0).all()
+            and (lengths <= (self.longest or 0)).all()
+            and (stops - begun <= self.grid.shard_rows).all()
+        )
 
     def _small(self, name: str, dtype: str, shape: tuple[int, ...]) -> Array:
         """A side array, checked against the record."""
         if 0 in shape:
             return np.empty(shape, dtype)
         path = small_chunk(f"{self.name}/{name}", len(shape))
+        size, expected = self._commit.files.get(path, (0, ""))
+        if size != math.prod(shape) * np.dtype(dtype).itemsize + CRC_BYTES:
+            raise self._damaged(path, f"it has {size} bytes, which are not those of {shape} numbers")
         try:
             data = self._store.read(path)
         except FileNotFoundError:
             data = b""
-        size, expected = self._commit.files[path]
         if len(data) != size or sha256(data) != expected:
-            where = self._store.location
-            raise Damaged(f"{where}: {path} is missing, truncated or altered; {mend(where)}", [path])
+            raise self._damaged(path, "it is missing, truncated or altered")
         return np.frombuffer(data[:-CRC_BYTES], dtype).reshape(shape)
+
+    def _damaged(self, path: str, why: str) -> CacheError:
+        return damage(self._store, self._commit, f"{self._store.location}: {path} is damaged: {why}", [path])

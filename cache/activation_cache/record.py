@@ -11,17 +11,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from .canonical import Json, canonical, digest
-from .errors import Damaged, FormatError, NotCommitted
-from .layout import COMMIT, FORMAT, PLAN, Plan, SplitSpec, grid, journal_path, shard_path
+from .canonical import Json, canonical
+from .errors import CacheError, Damaged, FormatError, NotCommitted
+from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, grid, journal_path, shard_path
+from .parse import entry_from_json, files_from_json, key_from_json, plan_from_json
 from .store import Store
 
 _NAME = "activation-cache"
+_MOST_BYTES = 1 << 30  # of a file of the record, which is read whole
+_ENTRY = re.compile(rf"{RECORD}/([^/]+)/(0|[1-9]\d{{0,8}})/(0|[1-9]\d{{0,8}})\.json")
+_Value = TypeVar("_Value")
 
 
 def seal_json(body: Mapping[str, Json]) -> bytes:
@@ -74,7 +79,7 @@ class Entry:
 
 def _place(plan: Plan, split: str, view: int, shard: int) -> dict[str, Json]:
     """What ties an entry to its shard, so that one from elsewhere is not taken for it."""
-    return {"plan": digest(plan.to_json()), "split": split, "view": view, "shard": shard}
+    return {"plan": plan.digest, "split": split, "view": view, "shard": shard}
 
 
 def read_entry(store: Store, plan: Plan, split: str, view: int, shard: int) -> Entry | None:
@@ -85,30 +90,44 @@ def read_entry(store: Store, plan: Plan, split: str, view: int, shard: int) -> E
         return None
     value = unseal_json(data, path, store.location)
     place = _place(plan, split, view, shard)
-    if {name: value.pop(name, None) for name in place} != place:
+    if canonical({name: value.pop(name, None) for name in place}) != canonical(place):
         raise Damaged(f"{store.location}: {path} belongs to another shard; {mend(store.location)}", [path])
-    entry, spec = Entry(**value), plan.split(split)
-    g = grid(spec, plan.storage)
-    counts = {
-        len(entry.ids),
-        *map(len, entry.labels.values()),
-        *([len(entry.lengths)] if g.ragged_axis is not None else []),
-    }
-    if counts != {len(g.shard_range(shard))} or set(entry.labels) != (set(spec.labels) if view == 0 else set()):
-        raise Damaged(f"{store.location}: {path} has not one of everything a sample; {mend(store.location)}", [path])
-    return entry
+    fields = _parsed(lambda: entry_from_json(value, plan, plan.split(split), view, shard), path, store.location)
+    return Entry(**fields)
 
 
-def finished_shards(store: Store, plan: Plan, spec: SplitSpec, view: int) -> dict[int, Entry]:
-    """Shard number -> entry, for each shard of a split's view that is safely there with the size its entry says."""
-    found: dict[int, Entry] = {}
-    for shard in range(grid(spec, plan.storage).shards):
-        try:
-            entry = read_entry(store, plan, spec.name, view, shard)
-        except Damaged:
-            continue  # the shard counts as unwritten
-        if entry is not None and store.size(shard_file(plan, spec, view, shard)) == entry.size:
-            found[shard] = entry
+def journalled(store: Store, plan: Plan) -> dict[tuple[str, int], list[int]]:
+    """(split, view) -> its planned shards that have an entry, in order: from names alone, whatever the plan claims."""
+    return _journalled(plan, [path for path, _ in store.list(RECORD)])
+
+
+def _journalled(plan: Plan, paths: Iterable[str]) -> dict[tuple[str, int], list[int]]:
+    planned = {spec.name: (spec.views, grid(spec, plan.storage).shards) for spec in plan.splits}
+    found: dict[tuple[str, int], list[int]] = {}
+    for path in paths:
+        if entry := _ENTRY.fullmatch(path):
+            split, view, shard = entry[1], int(entry[2]), int(entry[3])
+            views, shards = planned.get(split, (0, 0))
+            if view < views and shard < shards:
+                found.setdefault((split, view), []).append(shard)
+    return {track: sorted(shards) for track, shards in found.items()}
+
+
+def finished_shards(store: Store, plan: Plan) -> dict[tuple[str, int], dict[int, Entry]]:
+    """(split, view) -> shard number -> entry, for each shard that is safely there with the size its entry says."""
+    sizes = dict(store.list())
+    entered = _journalled(plan, sizes)
+    found: dict[tuple[str, int], dict[int, Entry]] = {}
+    for spec in plan.splits:
+        for view in range(spec.views):
+            found[spec.name, view] = {}
+            for shard in entered.get((spec.name, view), ()):
+                try:
+                    entry = read_entry(store, plan, spec.name, view, shard)
+                except Damaged:
+                    continue  # the shard counts as unwritten
+                if entry is not None and sizes.get(shard_file(plan, spec, view, shard)) == entry.size:
+                    found[spec.name, view][shard] = entry
     return found
 
 
@@ -119,15 +138,16 @@ def shard_file(plan: Plan, spec: SplitSpec, view: int, shard: int) -> str:
 
 def create_plan(store: Store, plan: Plan) -> bool:
     """Writes the plan of a new cache; False where there is another."""
-    return store.create(PLAN, _plan_bytes(plan))
+    return store.create(PLAN, plan_bytes(plan))
 
 
 def write_plan(store: Store, plan: Plan) -> None:
     """Writes the plan over whatever lies in its place."""
-    store.write(PLAN, [_plan_bytes(plan)])
+    store.write(PLAN, [plan_bytes(plan)])
 
 
-def _plan_bytes(plan: Plan) -> bytes:
+def plan_bytes(plan: Plan) -> bytes:
+    """What the plan's file is to hold."""
     return seal_json({"format": FORMAT, "name": _NAME, "plan": plan.to_json()})
 
 
@@ -138,7 +158,7 @@ def read_plan(store: Store) -> Plan | None:
         return None
     value = unseal_json(data, PLAN, store.location)
     check_format(value, store.location)
-    return Plan.from_json(value["plan"])
+    return _parsed(lambda: plan_from_json(value.get("plan")), PLAN, store.location)
 
 
 @dataclass(frozen=True)
@@ -165,7 +185,25 @@ def read_commit(store: Store) -> Commit:
         raise NotCommitted(f"{store.location} {what}; {todo}")
     value = unseal_json(data, COMMIT, store.location)
     check_format(value, store.location)
-    return Commit(Plan.from_json(value["plan"]), {path: (size, h) for path, (size, h) in value["files"].items()})
+
+    def commit() -> Commit:
+        plan = plan_from_json(value.get("plan"))
+        files, meant = files_from_json(value.get("files"), plan), plan_bytes(plan)
+        if files[PLAN] != (len(meant), sha256(meant)):
+            raise FormatError(f"the hash of {PLAN} is not that of the plan that was committed")
+        return Commit(plan, files)
+
+    return _parsed(commit, COMMIT, store.location)
+
+
+def _parsed(parse: Callable[[], _Value], path: str, location: str) -> _Value:
+    """What `parse` returns; what it cannot accept of the file at `path` as Damaged."""
+    try:
+        return parse()
+    except FormatError as error:
+        raise Damaged(
+            f"{location}: {path} says what no writer of this package writes: {error}; {mend(location)}", [path]
+        ) from None
 
 
 def surviving_plan(store: Store) -> Plan:
@@ -184,21 +222,55 @@ def surviving_plan(store: Store) -> Plan:
     )
 
 
+def damage(store: Store, commit: Commit, message: str, paths: Sequence[str]) -> CacheError:
+    """The error for files that are not what `commit` says: Damaged; or NotCommitted where the cache is not the one that
+    was opened any more, since another process removed or replaced it, or repairs it.
+    """
+    try:
+        same = read_commit(store) == commit
+    except NotCommitted:
+        same = False
+    except CacheError:
+        same = True
+    if same:
+        return Damaged(f"{message}; {mend(store.location)}", paths)
+    return NotCommitted(
+        f"{store.location} was removed, replaced or taken for repair by another process while it was read "
+        f"({message}); open it again when it is finished"
+    )
+
+
+def altered(store: Store, path: str, expected: str) -> str | None:
+    """What is wrong with the content of a file that is no shard."""
+    try:
+        return None if sha256(store.read(path)) == expected else "was altered"
+    except FileNotFoundError:  # removed since it was listed
+        return "is missing"
+    except Damaged:
+        return "is no regular file"
+
+
 def _read(store: Store, path: str) -> bytes | None:
-    """A file of the record, or None where there is none. Raises Damaged for a folder in its place."""
+    """A file of the record, or None where there is none. Raises Damaged for one that no memory should hold."""
+    if (store.size(path) or 0) > _MOST_BYTES:
+        raise Damaged(f"{store.location}: {path} has more than {_MOST_BYTES:,} bytes; {mend(store.location)}", [path])
     try:
         return store.read(path)
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return None
-    except IsADirectoryError:
-        raise Damaged(f"{store.location}: {path} is a folder; {mend(store.location)}", [path]) from None
 
 
 def check_format(value: Mapping[str, Any], location: str) -> None:
-    if value.get("name") != _NAME or value.get("format") != FORMAT:
-        plan = value.get("plan") if value.get("name") == _NAME else None
-        raise FormatError(
-            f"{location} has format {value.get('name')!r} {value.get('format')!r}, and this package reads "
-            f"{_NAME!r} {FORMAT}; write the cache again, or use the version that wrote it",
-            plan.get("key") if isinstance(plan, dict) else None,
-        )
+    name, version = value.get("name"), value.get("format")
+    if name == _NAME and type(version) is int and version == FORMAT:
+        return
+    key = None
+    if name == _NAME and isinstance(plan := value.get("plan"), dict):
+        with suppress(FormatError):
+            key = key_from_json(plan.get("key"))
+    name, version = (shown if isinstance(shown, str | int) else type(shown) for shown in (name, version))
+    raise FormatError(
+        f"{location} has format {str(name)[:40]!r} {str(version)[:40]}, and this package reads {_NAME!r} {FORMAT}; "
+        "write the cache again, or use the version that wrote it",
+        key,
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .errors import DoesNotFit, StoreError
 from .files import open_regular
 from .shard import Bytes
 
@@ -40,14 +41,21 @@ class Region:
         self.slot_bytes = slot_bytes
         size, spare = max(1, slots) * slot_bytes, HUGE_PAGE if slot_bytes >= HUGE_PAGE else 0
         reserve = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-        reserved = np.frombuffer(mmap.mmap(-1, size + spare, flags=reserve, prot=0), np.uint8)
+        try:
+            reserved = np.frombuffer(mmap.mmap(-1, size + spare, flags=reserve, prot=0), np.uint8)
+        except (OSError, OverflowError, MemoryError) as error:
+            raise DoesNotFit(
+                f"mapping {size:,} bytes of shards failed: {error}; raise the limit on the address space of this "
+                "process (ulimit -v), or read fewer caches at a time in it",
+                needed=size,
+            ) from error
         start = -reserved.ctypes.data % HUGE_PAGE if spare else 0
         self.bytes: Bytes = reserved[start : start + size]
 
     def map(self, slot: int, path: Path) -> Bytes:
         """Maps a file into a slot and returns its bytes.
 
-        Raises FileNotFoundError, NotARegularFile, or ValueError if it is too large.
+        Raises FileNotFoundError, NotARegularFile, ValueError if it is too large, DoesNotFit or StoreError.
         """
         descriptor = open_regular(path, os.O_RDONLY)
         try:
@@ -61,8 +69,14 @@ class Region:
                 whole, flags = self.slot_bytes, mmap.MAP_SHARED | _MAP_FIXED
                 if _libc.mmap(address, whole, mmap.PROT_READ, flags, descriptor, 0) != address:
                     code = ctypes.get_errno()
-                    limit = " (on Linux, vm.max_map_count limits the maps of a process)" * (code == errno.ENOMEM)
-                    raise OSError(code, f"cannot map {path}: {os.strerror(code)}{limit}")
+                    if code == errno.ENOMEM:
+                        raise DoesNotFit(
+                            f"mapping {path} ({size:,} bytes) failed: {os.strerror(code)}; raise the limit on the maps "
+                            "of a process (on Linux, vm.max_map_count), or read fewer caches at a time in it",
+                            str(path),
+                            size,
+                        )
+                    raise StoreError(f"{path} cannot be mapped: {os.strerror(code)}")
             return self.bytes[start : start + size]
         finally:
             os.close(descriptor)

@@ -24,6 +24,7 @@ from .errors import StoreError
 from .shard import Bytes
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
+_PART = 5 << 20  # bytes of a part of an upload; what is larger is put in parts
 CREDENTIALS = {  # scheme -> what tells who we are, unless `options` do
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the machine's service account",
@@ -90,7 +91,8 @@ class RemoteStore:
     def write(self, path: str, parts: Sequence[Bytes | bytes]) -> None:
         self.forget(path)
         data = b"".join(bytes(part) for part in parts)
-        self._call("writing", path, lambda ob, store: ob.put(store, path, data))
+        put = self._call("writing", path, lambda ob, store: ob.put(store, path, data, chunk_size=_PART))
+        self._require_arrived(path, data, put)
 
     def begin(self, path: str, parts: Sequence[Bytes | bytes]) -> Callable[[], None]:
         return partial(self.write, path, parts)
@@ -99,11 +101,33 @@ class RemoteStore:
         from obstore.exceptions import AlreadyExistsError, PreconditionError
 
         try:
-            self._call("creating", path, lambda ob, store: ob.put(store, path, data, mode="create"))
+            put = self._call("creating", path, lambda ob, store: ob.put(store, path, data, mode="create"))
         except (AlreadyExistsError, PreconditionError):
             # Either somebody was first, or a first attempt of ours arrived and its answer was lost.
             return self.read(path) == data
+        try:
+            self._require_arrived(path, data, put)
+        except BaseException:  # a file that may be damaged holds nobody up: the next writer creates it
+            with suppress(StoreError):
+                self.delete(path)
+            raise
         return True
+
+    def _require_arrived(self, path: str, data: bytes, put: Mapping[str, Any]) -> None:
+        """Make sure that what was put at `path` is `data`, putting it again where it is not. Raises StoreError.
+
+        An entity tag that is the MD5 of the content proves it; where it proves nothing (Azure, or a bucket with keys
+        of its own), the file is read back.
+        """
+        for _ in range(ATTEMPTS):
+            if (put.get("e_tag") or "").strip('"') in _tags(data) or self.read(path) == data:
+                return
+            put = self._call("writing", path, lambda ob, store: ob.put(store, path, data, chunk_size=_PART))
+        if self.read(path) != data:
+            raise StoreError(
+                f"{self._url}/{path} arrives altered, {ATTEMPTS} times in a row; the network or the store is at fault: "
+                "write again when it is mended, and it goes on from here"
+            )
 
     def delete(self, path: str) -> None:
         self.forget(path)
@@ -193,6 +217,16 @@ class RemoteStore:
             known = CREDENTIALS.get(self._url.partition("://")[0])
             todo = f"its credentials come from {known}" if known else f"known are {', '.join(CREDENTIALS)}"
             raise StoreError(f"{self._url} cannot be opened: {_first_line(error)}; {todo}") from error
+
+
+def _tags(data: bytes) -> tuple[str, str]:
+    """The entity tags that S3 gives this content: put at once, and in parts of _PART bytes."""
+
+    def md5(part: bytes | memoryview) -> Any:
+        return hashlib.md5(part, usedforsecurity=False)
+
+    parts = [md5(memoryview(data)[at : at + _PART]).digest() for at in range(0, len(data), _PART)]
+    return md5(data).hexdigest(), f"{md5(b''.join(parts)).hexdigest()}-{len(parts)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from .canonical import Json
 from .errors import Damaged, NotCommitted
 from .key import check_key
 from .layout import COMMIT, Plan, SplitSpec, grid, journal_path
-from .record import Entry, read_entry, shard_file, surviving_plan, write_plan
+from .record import Entry, journalled, read_entry, shard_file, surviving_plan, write_plan
 from .room import Room
-from .shard import BadShard, chunk_is_good, decode_chunk, read_index
+from .shard import BadShard, check_chunks, chunk_is_good, decode_chunk, read_index
 from .store import Store, open_store
 from .writer import CacheWriter
 
@@ -43,11 +44,10 @@ def repair(
         check_key(plan.key, key, store.location)
         write_plan(store, plan)  # before the commit record goes: one of the two says what the shards hold
         store.delete(COMMIT)
-        for spec in plan.splits:
-            for view in range(spec.views):
-                for shard in range(grid(spec, plan.storage).shards):
-                    if not _is_whole(store, plan, spec, view, shard):
-                        store.delete(journal_path(spec.name, view, shard))
+        for (split, view), shards in journalled(store, plan).items():
+            for shard in shards:
+                if not _is_whole(store, plan, plan.split(split), view, shard):
+                    store.delete(journal_path(split, view, shard))
         return CacheWriter(store, plan, release, 0, 1, Room(store, reserve, budget, 1), threads)
     except BaseException:
         release()
@@ -63,9 +63,10 @@ def _is_whole(store: Store, plan: Plan, spec: SplitSpec, view: int, shard: int) 
             return False
         image = np.frombuffer(store.read(path), np.uint8)
         rows = len(entry.ids) if g.ragged_axis is None else sum(entry.lengths)
+        chunk_bytes = g.chunk_rows * math.prod(g.row_shape) * plan.storage.stored.itemsize
         index = read_index(image, -(-rows // g.chunk_rows), g.chunks_per_shard, entry.seal)
-        size = int(np.prod(g.row_shape, dtype=np.int64)) * plan.storage.stored.itemsize
-        out = np.empty(g.chunk_rows * size, np.uint8)
+        check_chunks(index, plan.storage, chunk_bytes)
+        out = np.empty(chunk_bytes if len(index.offsets) else 0, np.uint8)
         for chunk in range(len(index.offsets)):
             if not chunk_is_good(image, index, chunk):
                 return False

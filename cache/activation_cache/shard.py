@@ -20,9 +20,13 @@ import numcodecs.zstd as zstd
 import numpy as np
 import numpy.typing as npt
 
-from .layout import Storage
+from .layout import Codec, Storage
 
 Bytes = npt.NDArray[np.uint8]
+
+# How many times its size an encoded chunk can decode to. Of lz4, a byte stands for at most 255; of zstd, a block of at
+# least 4 bytes for at most 128 KiB.
+_EXPANSION = {"none": 1, "lz4": 1 << 8, "zstd": 1 << 16}
 
 ABSENT = np.uint64(2**64 - 1)  # both halves of the index entry of a chunk that is not there
 CRC_BYTES = 4
@@ -87,6 +91,11 @@ def encode(rows: npt.NDArray[Any], storage: Storage, chunk_rows: int, chunks_per
     return Encoded(parts, int((lengths + CRC_BYTES).sum()) + len(tail), _seal(checksums, tail))
 
 
+def most_decoded(codec: Codec, encoded: int) -> int:
+    """Bytes that so many encoded ones can decode to."""
+    return _EXPANSION[codec] * max(0, encoded)
+
+
 def read_index(image: Bytes, chunks: int, chunks_per_shard: int, seal: str | None) -> Index:
     """The index of a shard whose first `chunks` chunks must be there, lying end to end, and no others.
 
@@ -116,6 +125,17 @@ def read_index(image: Bytes, chunks: int, chunks_per_shard: int, seal: str | Non
         if _seal(checksums.view("<u4"), tail) != seal:
             raise BadShard("its checksums are not those that were recorded")
     return Index(offsets, lengths)
+
+
+def check_chunks(index: Index, storage: Storage, chunk_bytes: int) -> None:
+    """Make sure that each chunk is one of `chunk_bytes` decoded bytes, as far as its length and its header tell: an
+    uncompressed one is read where it must lie, not where the index says. Raises BadShard.
+    """
+    if storage.codec == "none":
+        if (index.lengths != chunk_bytes).any():
+            raise BadShard(f"an uncompressed chunk has not the {chunk_bytes} bytes of its samples")
+    elif len(index.lengths) and chunk_bytes > most_decoded(storage.codec, int(index.lengths.min())):
+        raise BadShard(f"a chunk has too few bytes for the {chunk_bytes} that it decodes to")
 
 
 def chunk_is_good(image: Bytes, index: Index, chunk: int) -> bool:

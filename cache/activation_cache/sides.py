@@ -91,9 +91,4 @@ def _add(files: dict[str, bytes], path: str, array: npt.NDArray[Any]) -> None:
     files[f"{path}/zarr.json"] = layout.small_metadata(array.shape, array.dtype.name)
     if array.size:
         data = np.ascontiguousarray(array).tobytes()
-        files[small_chunk(path, array.ndim)] = data + crc32c(data).to_bytes(CRC_BYTES, "little")
-
-
-def small_chunk(path: str, ndim: int) -> str:
-    """The one chunk of a side array."""
-    return f"{path}/c" + "/0" * ndim
+        files[layout.small_chunk(path, array.ndim)] = data + crc32c(data).to_bytes(CRC_BYTES, "little")

@@ -19,13 +19,13 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from .errors import Damaged
+from .errors import CacheError, StoreError
 from .files import NotARegularFile
 from .layout import SplitSpec, grid
 from .order import Indices
-from .record import Commit, mend, shard_file
+from .record import Commit, damage, shard_file
 from .region import Region, whole_pages
-from .shard import CRC_BYTES, BadShard, Bytes, Index, chunk_is_good, decode_chunk, read_index
+from .shard import CRC_BYTES, BadShard, Bytes, Index, check_chunks, chunk_is_good, decode_chunk, read_index
 from .store import Store
 
 Array = npt.NDArray[Any]
@@ -65,10 +65,10 @@ class ShardFiles:
             return len(samples)
         return int(self.offsets[samples.stop - 1, 1]) - number * self.grid.shard_rows
 
-    def damaged(self, number: int, why: str) -> Damaged:
+    def damaged(self, number: int, why: str) -> CacheError:
         self.forget(number)  # it may have been the copy alone
         path, where = self.path(number), self._store.location
-        return Damaged(f"{where}: shard {path} is damaged: {why}; {mend(where)}", [path])
+        return damage(self._store, self._commit, f"{where}: shard {path} is damaged: {why}", [path])
 
 
 class MappedShard:
@@ -85,11 +85,16 @@ class MappedShard:
             raise self.damaged(f"it {error.strerror}") from None
         except ValueError as error:
             raise self.damaged(str(error)) from None
+        except OSError as error:
+            raise StoreError(
+                f"{files.path(number)} cannot be read: {error.strerror}; see to it, and try again"
+            ) from error
         if len(self.image) != size:
             raise self.damaged(f"it has {len(self.image)} bytes instead of {size}")
         chunks = -(-files.rows(number) // files.grid.chunk_rows)
         try:
             self.index: Index = read_index(self.image, chunks, files.grid.chunks_per_shard, seal)
+            check_chunks(self.index, files.storage, files.grid.chunk_rows * files.row_bytes)
         except BadShard as error:
             raise self.damaged(str(error)) from None
         self.checked = [False] * chunks
@@ -115,7 +120,7 @@ class MappedShard:
         begin = int(self.index.offsets[chunk]) + start
         out[:] = self.image[begin : begin + len(out)]
 
-    def damaged(self, why: str) -> Damaged:
+    def damaged(self, why: str) -> CacheError:
         return self._files.damaged(self._number, why)
 
 
@@ -368,13 +373,16 @@ class RaggedSource:
         assert self._files.offsets is not None
         number = index // g.shard_samples
         start, stop = (self._files.offsets[index] - number * g.shard_rows).tolist()
+        if stop == start:
+            return np.moveaxis(np.empty((0, *g.row_shape), storage.stored), 0, g.ragged_axis or 0)
+        shard = self._shards[number]  # its chunks have the bytes that are asked for below, or it is refused here
         sample = np.empty((stop - start, *g.row_shape), storage.stored)
         row = self._files.row_bytes
         target = sample.reshape(-1).view(np.uint8)
         whole = np.empty(g.chunk_rows * row, np.uint8)
-        for chunk in range(start // g.chunk_rows, -(-stop // g.chunk_rows)) if stop > start else ():
+        for chunk in range(start // g.chunk_rows, -(-stop // g.chunk_rows)):
             base = chunk * g.chunk_rows
             low, high = max(start, base), min(stop, base + g.chunk_rows)
-            self._shards[number].decode(chunk, whole)
+            shard.decode(chunk, whole)
             target[(low - start) * row : (high - start) * row] = whole[(low - base) * row : (high - base) * row]
         return np.moveaxis(sample, 0, g.ragged_axis or 0)

@@ -15,7 +15,7 @@ from .key import Key, check_key
 from .layout import COMMIT, RECORD, grid
 from .quantise import Calibration
 from .reader import Cache, check_files
-from .record import finished_shards, read_commit, read_plan, sha256, shard_file, surviving_plan
+from .record import altered, finished_shards, read_commit, read_plan, shard_file, surviving_plan
 from .sources import Shards
 from .store import Store, open_store
 
@@ -80,10 +80,10 @@ def _unfinished(store: Store, key: Mapping[str, Json] | None, size: int, reason:
         return _unreadable(error, size)
     if plan is None:
         return Status("absent", reason, size, {}, None)
-    samples = {}
+    samples, finished = {}, finished_shards(store, plan)
     for spec in plan.splits:
         g = grid(spec, plan.storage)
-        views = [finished_shards(store, plan, spec, view) for view in range(spec.views)]
+        views = [finished[spec.name, view] for view in range(spec.views)]
         samples[spec.name] = min(sum(len(g.shard_range(shard)) for shard in found) for found in views)
     try:
         check_key(plan.key, key, store.location)
@@ -119,7 +119,8 @@ class Report:
 
 
 def verify(location: str | Path | Store) -> Report:
-    """Reads every byte of a finished cache and compares it with the record. Raises NotCommitted or FormatError.
+    """Reads every byte of a finished cache and compares it with the record. Raises NotCommitted (also where
+    it is replaced meanwhile) or FormatError.
 
     A damaged commit record is reported like any other damaged file; nothing else can be checked then, nor can the
     shards of ragged samples whose offsets are damaged.
@@ -155,8 +156,8 @@ def verify(location: str | Path | Store) -> Report:
                 if bad:
                     damaged[path] = f"chunks {', '.join(map(str, bad[:20]))}{'…' if bad[20:] else ''} are altered"
     for path, (_, expected) in commit.files.items():
-        if path not in shards and path not in damaged and sha256(store.read(path)) != expected:
-            damaged[path] = "was altered"
+        if path not in shards and path not in damaged and (why := altered(store, path, expected)):
+            damaged[path] = why
     known = {*commit.files, COMMIT}
     unexpected = sorted(p for p, _ in store.list() if p not in known and not p.startswith(f"{RECORD}/lock"))
     size = sum(size for size, _ in commit.files.values())
@@ -167,7 +168,7 @@ def _bad_chunks(shards: Shards, number: int) -> list[int]:
     """The chunks of a shard whose checksum is wrong or that do not decode. Raises Damaged for the shard as a whole."""
     shards.files.forget(number)
     shard = shards[number]
-    out = np.empty(shards.files.grid.chunk_rows * shards.files.row_bytes, np.uint8)
+    out = np.empty(shards.files.grid.chunk_rows * shards.files.row_bytes if shard.checked else 0, np.uint8)
     bad = []
     for chunk in range(len(shard.checked)):
         try:

@@ -9,12 +9,13 @@ there is not even a Zarr group, so no reader of any kind can take an unfinished 
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -24,13 +25,14 @@ from .filling import Filling, Track
 from .key import Key
 from .layout import COMMIT, PLAN, Plan, grid, journal_path
 from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
-from .record import Commit, Entry, finished_shards, sha256, shard_file
+from .record import Commit, Entry, altered, finished_shards, plan_bytes, sha256, shard_file
 from .room import Room
 from .shard import encode
 from .sides import side_files
 from .store import Store, sweep
 
 Array = npt.NDArray[Any]
+_Result = TypeVar("_Result")
 
 
 class CacheWriter:
@@ -52,17 +54,18 @@ class CacheWriter:
         threads: int,
         left: Sequence[str] = (),
     ) -> None:
-        self._store, self._plan, self._release = store, plan, release
+        self._store, self._plan, self._hold = store, plan, _Hold(release)
         self._rank, self._world_size, self._room = rank, world_size, room
         self._closed = False
         self.left = tuple(left)
         self._tracks: dict[tuple[str, int], Track] = {}
         self._saturated: dict[str, int] = {}
+        found = finished_shards(store, plan)
         for spec in plan.splits:
             g = grid(spec, plan.storage)
             mine = range(rank * g.shards // world_size, (rank + 1) * g.shards // world_size)
             for view in range(spec.views):
-                finished = finished_shards(store, plan, spec, view)
+                finished = found[spec.name, view]
                 pending = [shard for shard in mine if shard not in finished]
                 before = sum(entry.saturated for entry in finished.values())
                 self._saturated[spec.name] = self._saturated.get(spec.name, 0) + before
@@ -153,8 +156,9 @@ class CacheWriter:
         if self._rank != 0:
             raise NotCommitted(f"rank {self._rank} tried to commit {self._store.location}: close it, rank 0 commits")
         entries: dict[tuple[str, int], list[Entry]] = {}
+        finished = finished_shards(self._store, self._plan)
         for (split, view), track in self._tracks.items():
-            found = finished_shards(self._store, self._plan, track.spec, view)
+            found = finished[split, view]
             missing = [track.grid.shard_range(s) for s in range(track.grid.shards) if s not in found]
             if missing:
                 ranges = ", ".join(f"{r.start} to {r.stop - 1}" for r in missing[:5]) + ("…" if missing[5:] else "")
@@ -179,7 +183,9 @@ class CacheWriter:
                 path = journal_path(split, view, number)
                 data = entry.to_bytes(self._plan, split, view, number)
                 files[path] = (len(data), sha256(data))
-        plan = self._store.read(PLAN)
+        plan = plan_bytes(self._plan)  # what was meant, whatever became of the file
+        if altered(self._store, PLAN, sha256(plan)):
+            self._write(PLAN, plan)
         files[PLAN] = (len(plan), sha256(plan))
         record = Commit(self._plan, files).to_bytes()
         self._room.take(COMMIT, len(record))
@@ -188,12 +194,23 @@ class CacheWriter:
         self.close()
 
     def close(self) -> None:
-        """Waits for the shards on their way, and lets go of the cache; what is not in a whole shard is given up."""
-        if not self._closed:
+        """Waits for the shards on their way, and lets go of the cache; what is not in a whole shard is given up.
+
+        Where the wait is interrupted, shards that wait for a thread are given up too, and whatever is being written
+        lets go of the cache when it is there: nobody else gets the lock before.
+        """
+        if self._closed:
+            return
+        try:
             self._closed = True
             self._pool.shutdown(wait=True)
-            self._release()
-            self._raise_failures()
+        except BaseException:
+            # Without threads of encoding, what is in the pool is half written, and has a file open.
+            self._pool.shutdown(wait=False, cancel_futures=not self._inline)
+            raise
+        finally:
+            self._hold.close()
+        self._raise_failures()
 
     def __enter__(self) -> CacheWriter:
         return self
@@ -231,7 +248,7 @@ class CacheWriter:
     def _send(self, track: Track, filled: Filling) -> Future[tuple[str, int]]:
         """A full shard on its way to the disk; (split, how many numbers saturated) once it is there."""
         if not self._inline:
-            return self._pool.submit(lambda: self._start(track, filled)())
+            return self._hold.until_done(self._pool.submit(lambda: self._start(track, filled)()))
         try:
             finish = self._start(track, filled)
         except Exception as error:  # raised by the next append, like the error of a thread
@@ -239,7 +256,7 @@ class CacheWriter:
             failed.set_exception(error)
             return failed
         try:
-            return self._pool.submit(finish)
+            return self._hold.until_done(self._pool.submit(finish))
         except BaseException:
             finish()
             raise
@@ -296,18 +313,42 @@ class CacheWriter:
             )
 
     def _raise_failures(self) -> None:
-        done = [job for job in self._jobs if job.done()]
-        self._jobs = [job for job in self._jobs if not job.done()]
+        finished = [job.done() for job in self._jobs]  # asked once: a job may finish meanwhile
+        done = [job for job, is_done in zip(self._jobs, finished, strict=True) if is_done]
+        self._jobs = [job for job, is_done in zip(self._jobs, finished, strict=True) if not is_done]
         for job in done:
             self._count(job)
 
     def _wait(self) -> None:
         while self._jobs:
+            self._jobs[0].exception()  # waits; interrupted, it loses no job
             self._count(self._jobs.pop(0))
 
     def _count(self, job: Future[tuple[str, int]]) -> None:
         split, saturated = job.result()
         self._saturated[split] += saturated
+
+
+class _Hold:
+    """The lock of a cache, which is released when the writer is closed and the last job is done, whichever is later."""
+
+    def __init__(self, release: Callable[[], None]) -> None:
+        self._release, self._users, self._counting = release, 1, threading.Lock()  # the writer is the first user
+
+    def until_done(self, job: Future[_Result]) -> Future[_Result]:
+        """Keeps the lock until `job` is done or cancelled; returns it."""
+        with self._counting:
+            self._users += 1
+        job.add_done_callback(lambda _: self.close())
+        return job
+
+    def close(self) -> None:
+        """Called once by each user."""
+        with self._counting:
+            self._users -= 1
+            last = self._users == 0
+        if last:
+            self._release()
 
 
 def _for_rows(calibration: Calibration, ragged_axis: int | None) -> Calibration:
