@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import pytest
 from activation_cache import CacheError, NotCommitted, SplitSpec, Storage, create, inspect, make_key, open_cache, verify
 from activation_cache.store import LocalStore
 from activation_cache.testing import Fault, FaultyStore
+from tests.faults.conftest import scaled
 
 SAMPLES = 12
 VALUES = np.random.default_rng(5).standard_normal((SAMPLES, 4, 5)).astype(np.float32)
@@ -109,6 +111,7 @@ def test_a_disk_that_fails_at_every_change(tmp_path: Path, fault: Fault) -> None
 
 WRITER = """
 import sys
+from collections import Counter
 from pathlib import Path
 import numpy as np
 from activation_cache import SplitSpec, Storage, create, make_key
@@ -124,8 +127,8 @@ with create(sys.argv[1], make_key({}, storage), [spec], storage, threads=int(sys
 """
 
 
-def killed_at_random(tmp_path: Path, kills: int) -> None:
-    rng = random.Random(1)
+def killed_at_random(tmp_path: Path, tally: Counter[str], kills: int, seed: int) -> None:
+    rng = random.Random(seed)
     location, killed, rounds = tmp_path / "cache", 0, 0
     expected = np.concatenate(
         [np.random.default_rng(i).standard_normal((1, 64, 32)).astype(np.float16) for i in range(400)]
@@ -140,6 +143,7 @@ def killed_at_random(tmp_path: Path, kills: int) -> None:
             except subprocess.TimeoutExpired:
                 process.kill()
                 killed += 1
+                tally["killed"] += 1
         try:
             split = open_cache(location).splits["train"]
         except NotCommitted:
@@ -147,16 +151,18 @@ def killed_at_random(tmp_path: Path, kills: int) -> None:
         np.testing.assert_array_equal(split.read(range(400)), expected)
         np.testing.assert_array_equal(split.labels["class"], np.arange(400))
         rounds += 1
+        tally["caches ended right"] += 1
         location = tmp_path / f"cache {rounds}"  # finished: begin another
     subprocess.run([sys.executable, "-c", WRITER, str(location), "0"], check=True, stdout=subprocess.PIPE)
     np.testing.assert_array_equal(open_cache(location).splits["train"].read(range(400)), expected)
     assert verify(location).ok
 
 
-def test_killed_20_times_at_random(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, 20)
+def test_killed_10_times_at_random(tmp_path: Path, tally: Counter[str]) -> None:
+    killed_at_random(tmp_path, tally, 10, seed=0)
 
 
 @pytest.mark.long
-def test_killed_200_times_at_random(tmp_path: Path) -> None:
-    killed_at_random(tmp_path, 200)
+@pytest.mark.parametrize("part", range(4))
+def test_killed_500_times_at_random(tmp_path: Path, tally: Counter[str], part: int) -> None:
+    killed_at_random(tmp_path, tally, scaled(125), seed=1 + part)
