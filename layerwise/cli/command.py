@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import sys
 from typing import Any
 
@@ -67,6 +68,9 @@ class Commands(click.Group):
     """
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
+        for stream in (sys.stdout, sys.stderr):  # what a file says need not be text that can be shown
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         given = kwargs.get("args", args[0] if args else None)
         as_json = "--json" in (sys.argv[1:] if given is None else given)
         if not kwargs.get("standalone_mode", True):

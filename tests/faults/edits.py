@@ -189,7 +189,10 @@ class Edit:
 def seal(document: dict[str, Any]) -> None:
     """The checksum that belongs to a document, whichever of the two kinds it has."""
     if "seal" in document:
-        body = json.loads(_text({k: v for k, v in document.items() if k != "seal"}, False), parse_int=_int)
+        try:
+            body = json.loads(_text({k: v for k, v in document.items() if k != "seal"}, False), parse_int=_int)
+        except RecursionError:  # nobody can tell whether the seal fits
+            return
         document["seal"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
     elif "sha256" in document:
         body = {k: v for k, v in document.items() if k != "sha256"}

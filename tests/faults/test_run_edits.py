@@ -4,6 +4,7 @@ execute nothing of it, and touch nothing outside.
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections import Counter
@@ -14,7 +15,7 @@ import pytest
 
 from tests.faults.commands import Commands
 from tests.faults.conftest import scaled
-from tests.faults.edits import Edit
+from tests.faults.edits import Edit, seal
 from tests.faults.runs import make_bystander, tree
 
 SECONDS = 1.0  # of processor time, beyond what the command takes on the run as it was
@@ -90,6 +91,18 @@ def attack(
         shutil.rmtree(place)
     assert {path.name for path in folder.iterdir()} == {"bystander"}
     assert not faults, f"{len(faults)} faults\n\n" + "\n\n".join(faults[:20])
+
+
+def test_what_cannot_be_shown_is_escaped(commands: Commands, finished: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(finished("uint8"), tmp_path / "run")
+    path = tmp_path / "run/stages/2/stage.json"
+    record = json.loads(path.read_bytes())
+    record["made_from"]["network"]["patch"] = "\ud800"
+    seal(record)
+    path.write_text(json.dumps(record))
+    outcome = commands.call("status", "--run-dir", "run", cwd=tmp_path)
+    assert outcome.code == 0, outcome
+    assert r"\ud800" in outcome.output
 
 
 def test_edits_of_a_strangers_run(
