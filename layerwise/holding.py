@@ -39,9 +39,12 @@ def hold(
     """
     folder = run.folder
     missing = [path for path in (folder, *folder.parents, RUNS) if not path.exists()]
-    absent = [folder / name for name in (*RECORDS, LOCK) if not os.path.lexists(folder / name)]
-    last = read_file(LAST, JSON_BYTES)
-    with run.locked(purpose):
+    unlocked = not os.path.lexists(folder / LOCK)
+    with run.locked(purpose):  # until it is held, another command may have made the run
+        last = read_file(LAST, JSON_BYTES)
+        absent = [folder / name for name in RECORDS if not os.path.lexists(folder / name)]
+        if unlocked and len(absent) == len(RECORDS):
+            absent.append(folder / LOCK)
         before = _work(folder)
         try:
             with run.following(source, overrides, data_dir, as_written):

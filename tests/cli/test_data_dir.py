@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from click.testing import CliRunner, Result
 
 from layerwise.cli import main
 from layerwise.errors import RunLocked, WillNotFit
+from layerwise.run import Run
 from layerwise.run_files import lock
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
@@ -145,3 +148,18 @@ def test_a_lock_that_was_removed_holds_nothing(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("layerwise.run_files.open_regular", open_and_lose)
     with pytest.raises(RunLocked), lock(tmp_path, "run"):
         pytest.fail("held")
+
+
+def test_a_run_that_another_command_made_meanwhile_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked = Run.locked
+
+    @contextmanager
+    def after_another(run: Run, purpose: str) -> Iterator[None]:
+        monkeypatch.setattr(Run, "locked", locked)
+        assert call("stage", "1", *TRAINED).exit_code == 0
+        with locked(run, purpose):
+            yield
+
+    monkeypatch.setattr(Run, "locked", after_another)
+    assert call("stage", "3", *TRAINED).exit_code == 1
+    assert call("stage", "1").exit_code == 0
