@@ -12,9 +12,10 @@ import activation_cache
 from layerwise import memory
 from layerwise.cache_plan import SplitSizes, bytes_to_write, cache_plans, module_outputs, ways_out
 from layerwise.data.parts import Labelled
-from layerwise.errors import NotReady, Unpredictable, UsageError, WillNotFit
+from layerwise.errors import NotReady, RecipeError, Unpredictable, UsageError, WillNotFit
 from layerwise.memory import Fit, Samples
-from layerwise.recipe import Shape
+from layerwise.nets.speech import LABEL_HOP, LABEL_SPAN, at_labels
+from layerwise.recipe import Recipe, Shape
 from layerwise.setup import Setup
 from layerwise.units import size
 
@@ -103,6 +104,7 @@ def make_plan(setup: Setup) -> Plan:
     recipe = setup.recipe
     samples, sizes = _samples(setup)
     shapes, weights = module_outputs(recipe, samples.shape, samples.shape)
+    _require_probes(recipe, samples, shapes)
     caches = {} if sizes is None else {plan.module: plan for plan in cache_plans(setup, samples.shape, sizes)}
     available, whose = _memory(setup)
     stages, problems, too_large = [], [], []
@@ -167,6 +169,25 @@ def _samples(setup: Setup) -> tuple[Samples, SplitSizes | None]:
         published = dataset.published_sizes()
         return Samples(*expected), None if published is None else SplitSizes(published, {}, True)
     return Samples(facts.sample_shape, facts.classes), SplitSizes(facts.sizes, facts.lengths, False)
+
+
+def _require_probes(recipe: Recipe, samples: Samples, shapes: Sequence[Shape]) -> None:
+    """
+    Raises:
+        RecipeError: frames of a module cannot be brought to the labels of phones, which a probe would find out after
+            the module is trained.
+    """
+    if "phone" not in samples.classes:
+        return
+    with torch.device("meta"):
+        for number, (module, shape) in enumerate(zip(recipe.network.modules(samples.shape), shapes, strict=True), 1):
+            labels = (samples.shape[-1] - LABEL_SPAN) // LABEL_HOP + 1
+            for part in module.parts():
+                frames = torch.empty(1, 1, shape[-1]) if part is module else torch.empty(1, 1, 0)
+                try:
+                    at_labels(frames, part.hop, labels if part is module else 0, part.front)
+                except RecipeError as error:
+                    raise RecipeError(f"module {number} cannot be probed for phones: {error}") from error
 
 
 def _fit(setup: Setup, numbers: Sequence[int], samples: Samples) -> tuple[Fit | None, str | None]:

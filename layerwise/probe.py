@@ -201,6 +201,7 @@ def probe_part(setup: Setup, holder: int | None) -> dict[str, Any]:
         "dataset": recipe.dataset.identity(),
         "probe": recipe.probe.identity(),
         "manifest": setup.facts.manifest,
+        **({"label_frames": "from the front"} if setup.facts.lengths else {}),  # earlier: from the end
     }
 
 
@@ -288,9 +289,10 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
                 for i in range(len(batch)):
                     c = module(batch.inputs_on(device, slice(i, i + 1))).c.float()
                     for task, values in batch.labels.items():
-                        pooled = (
-                            c.flatten(2).mean(2) if values.ndim == 1 else at_labels(c, module.hop, values.shape[1])[0].T
-                        )
+                        if values.ndim == 1:
+                            pooled = c.flatten(2).mean(2)
+                        else:
+                            pooled = at_labels(c, module.hop, values.shape[1], module.front)[0].T
                         files[task].write(pooled.cpu().contiguous().numpy().tobytes())
         found = {}
         for task, file in files.items():

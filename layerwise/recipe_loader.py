@@ -82,7 +82,15 @@ def require_heeded(recipe: Recipe) -> None:
     Raises:
         RecipeError: one is set that would be ignored.
     """
-    together = recipe.schedule == "simultaneous"
+    from layerwise.nets.merged import Merged
+
+    together, noise = recipe.schedule == "simultaneous", recipe.training.noise
+    if noise > 0 and (isinstance(recipe.network, Merged) or recipe.method == "random"):
+        how = "trains nothing" if recipe.method == "random" else "trains the network end to end, as one module"
+        raise RecipeError(
+            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules trained on frozen "
+            f"ones, and the method {recipe.method} {how}. Choose --method gim, or leave it at --set training.noise=0"
+        )
     if not together and recipe.training.update_every != (1,):
         raise RecipeError(
             f"training.update_every = {list(recipe.training.update_every)} would have no effect: it counts the steps "
@@ -107,9 +115,9 @@ def require_heeded(recipe: Recipe) -> None:
                 "stages.1.training.noise would have no effect: it is added to the inputs of modules trained on frozen "
                 "ones. Take it back with --set stages.1.training.noise=0"
             )
-    if together and recipe.together is None and recipe.training.noise > 0:
+    if together and recipe.together is None and noise > 0:
         raise RecipeError(
-            f"training.noise = {recipe.training.noise:g} would have no effect: it is added to the inputs of modules "
+            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules "
             "trained on frozen ones, and these are all trained together. Train one after another with "
             "--schedule iterative, or leave it at --set training.noise=0"
         )

@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from layerwise.caching import write_cache
+from layerwise.errors import RecipeError
 from layerwise.feeds import HOST
 from layerwise.inputs import stage_inputs
 from layerwise.noise import NoisyFeed
+from layerwise.recipe_loader import require_heeded, resolve_recipe
 from layerwise.schedule import run_stage
 from layerwise.setup import Setup
 from tests.conftest import TINY
@@ -61,3 +63,12 @@ def test_the_first_module_is_not_disturbed_and_the_second_is(make_setup: Callabl
         weights[noise] = [run_stage(setup, number)["weights"] for number in (1, 2)]
     assert weights[0.0][0] == weights[0.3][0]
     assert weights[0.0][1] != weights[0.3][1]
+
+
+@pytest.mark.parametrize("method", ["cpc", "supervised", "dim", "random"])
+def test_noise_that_a_method_would_ignore_is_refused(method):
+    require_heeded(resolve_recipe("digits", ["training.noise=0.1"]))
+    recipe = resolve_recipe("digits", ["training.noise=0.1", f"method={method}"])
+    with pytest.raises(RecipeError, match=rf"noise = 0\.1 would have no effect: .* {method} .*--set training\.noise=0"):
+        require_heeded(recipe)
+    require_heeded(resolve_recipe("digits", ["training.noise=0", f"method={method}"]))

@@ -137,8 +137,9 @@ def test_published_sizes_are_those_that_opening_gives(overrides, train, validati
 
 @pytest.mark.parametrize("terminal", [False, True])
 def test_nothing_of_the_table_is_cut_off(make_setup, capsys, monkeypatch, terminal) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.delenv("COLUMNS", raising=False)
     if terminal:
+        monkeypatch.setenv("COLUMNS", "40")
         monkeypatch.setenv("FORCE_COLOR", "1")
     plan = plan_of(make_setup)
     plan_table(plan, TINY)

@@ -13,12 +13,12 @@ import activation_cache
 from layerwise.caching import write_cache
 from layerwise.data.dataset import UNKNOWN
 from layerwise.data.voices import Voices
-from layerwise.errors import StoppedEarly, WillNotFit
+from layerwise.errors import RecipeError, StoppedEarly, WillNotFit
 from layerwise.frozen import load_frozen
 from layerwise.inputs import nearest_inputs, stage_inputs
 from layerwise.methods import with_method
 from layerwise.module_cache import open_cache
-from layerwise.nets.speech import GRUContext, SpeechEncoder
+from layerwise.nets.speech import Convolution, GRUContext, SpeechEncoder
 from layerwise.objectives.frame_infonce import FrameInfoNCE
 from layerwise.objectives.objective import Context
 from layerwise.plan import make_plan
@@ -275,3 +275,15 @@ def test_a_context_without_bptt_is_one_override_and_leaves_the_modules_below_val
     without = make("training.epochs=1", "network.context=null")
     assert without.depth == 5
     assert run_stage(without, 5)["weights"] == before[4]
+
+
+def test_a_stride_that_no_probe_can_use_is_refused_before_anything_is_trained(make):
+    layers = tuple(Convolution(kernel=10, stride=stride, padding=4) for stride in (5, 3))
+    setup = make(recipe=TINY.model_copy(update={"network": SpeechEncoder(channels=8, layers=layers, context=None)}))
+    with pytest.raises(RecipeError, match=r"module 2 cannot be probed for phones: .* every 15: choose strides"):
+        run_all(setup)
+    assert not (setup.run.folder / "stages").exists()
+    unpadded = tuple(Convolution(kernel=20, stride=stride) for stride in (40, 4))
+    setup = make(recipe=TINY.model_copy(update={"network": SpeechEncoder(channels=8, layers=unpadded, context=None)}))
+    with pytest.raises(RecipeError, match=r"module 2 cannot be probed for phones: .*add padding"):
+        make_plan(setup)

@@ -60,8 +60,17 @@ class LibriSpeech(SpeechSettings):
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = find_files(data_dir, self.subset, download=download, progress=progress)
         assert data_dir is not None
-        paths = {path.stem: path for path in sorted(folder.glob("*/*/*.flac")) if not path.name.startswith(".")}
-        files = {name: (path, path.parts[-3]) for name, path in paths.items()}
+        files: dict[str, tuple[Path, str]] = {}
+        for recording in sorted(folder.glob("*/*/*.flac")):
+            if recording.name.startswith("."):
+                continue
+            name = recording.stem
+            if name in files:
+                raise DamagedData(
+                    f"{files[name][0]} and {recording} are both named {name}, and labels and lists go by that name: an "
+                    "utterance is in LibriSpeech once. Take one of the two away"
+                )
+            files[name] = (recording, recording.parts[-3])
         if not files:
             raise NotReady(f"{folder} holds no recordings SPEAKER/CHAPTER/*.flac")
         lists, notes = {}, []

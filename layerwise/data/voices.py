@@ -8,10 +8,13 @@ It exercises what LibriSpeech would, in minutes; an accuracy on it says nothing 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import os
 import shutil
-import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -92,39 +95,75 @@ class Voices(SpeechSettings):
     def _make(self, folder: Path, progress: Progress) -> None:
         """The whole corpus, in a folder that appears when all of it is there."""
         folder.parent.mkdir(parents=True, exist_ok=True)
+        with _scratch(folder.with_name(f".{folder.name}.making"), progress) as made:
+            if folder.is_dir():  # another process made it meanwhile
+                return
+            self._fill(made, progress)
+            made.replace(folder)
+
+    def _fill(self, made: Path, progress: Progress) -> None:
         lexicon = make_lexicon(self.lexicon, numpy_generator(self.corpus_seed, "lexicon"))
         progress.begin("make the corpus `voices`", self.speakers * self.utterances, "utterances")
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as temporary:
-            made = Path(temporary) / "made"
-            lines: dict[str, list[str]] = {"phones": [], "train": [], "test": []}
-            for speaker in range(1, self.speakers + 1):
-                voice = draw_voice(numpy_generator(self.corpus_seed, "voice", speaker))
-                chapter = made / FOLDER / SUBSET / str(speaker) / str(CHAPTER)
-                chapter.mkdir(parents=True)
-                transcript = []
-                for number in range(self.utterances):
-                    name = f"{speaker}-{CHAPTER}-{number:04d}"
-                    draw = numpy_generator(self.corpus_seed, "utterance", speaker, number)
-                    text, wave, labels = utter(voice, lexicon, self.words, self.noise, draw)
-                    soundfile.write(chapter / f"{name}.flac", wave, RATE, "PCM_16")
-                    transcript.append(f"{name} {text}")
-                    lines["phones"].append(f"{name} {' '.join(map(str, labels))}")
-                    lines["test" if number % 5 == 4 else "train"].append(name)
-                    progress.advance(1, 1, "")
-                _write(chapter / f"{speaker}-{CHAPTER}.trans.txt", transcript)
-            _write(made / "converted_aligned_phones.txt", lines["phones"])
-            _write(made / "train_split.txt", lines["train"])
-            _write(made / "test_split.txt", lines["test"])
-            _write(made / "phones.txt", [f"{number} {phone.name}" for number, phone in enumerate(PHONES)])
-            _write(made / "README.txt", [f"{NOTE[0].upper()}{NOTE[1:]}.", json.dumps(self.identity())])
+        lines: dict[str, list[str]] = {"phones": [], "train": [], "test": []}
+        for speaker in range(1, self.speakers + 1):
+            voice = draw_voice(numpy_generator(self.corpus_seed, "voice", speaker))
+            chapter = made / FOLDER / SUBSET / str(speaker) / str(CHAPTER)
+            chapter.mkdir(parents=True)
+            transcript = []
+            for number in range(self.utterances):
+                name = f"{speaker}-{CHAPTER}-{number:04d}"
+                draw = numpy_generator(self.corpus_seed, "utterance", speaker, number)
+                text, wave, labels = utter(voice, lexicon, self.words, self.noise, draw)
+                soundfile.write(chapter / f"{name}.flac", wave, RATE, "PCM_16")
+                transcript.append(f"{name} {text}")
+                lines["phones"].append(f"{name} {' '.join(map(str, labels))}")
+                lines["test" if number % 5 == 4 else "train"].append(name)
+                progress.advance(1, 1, "")
+            _write(chapter / f"{speaker}-{CHAPTER}.trans.txt", transcript)
+        _write(made / "converted_aligned_phones.txt", lines["phones"])
+        _write(made / "train_split.txt", lines["train"])
+        _write(made / "test_split.txt", lines["test"])
+        _write(made / "phones.txt", [f"{number} {phone.name}" for number, phone in enumerate(PHONES)])
+        _write(made / "README.txt", [f"{NOTE[0].upper()}{NOTE[1:]}.", json.dumps(self.identity())])
+        progress.end()
+
+
+@contextmanager
+def _scratch(folder: Path, progress: Progress) -> Iterator[Path]:
+    """An empty place in `folder`, which is this process's own while the block runs and is gone afterwards. What a
+    killed process left in it is removed; a living one is waited for.
+    """
+    while True:
+        folder.mkdir(exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
             try:
-                made.replace(folder)
-            except OSError:
-                if not folder.is_dir():  # another process made the same one meanwhile
-                    raise
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.note(f"another process makes the corpus in {folder}: waiting for it")
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if not _is(folder, descriptor):  # the other process has finished and removed it
+                continue
+            made = folder / "made"
+            try:
+                if made.exists():
+                    shutil.rmtree(made)
+                made.mkdir()
+                yield made
             finally:
                 shutil.rmtree(made, ignore_errors=True)
-        progress.end()
+                with suppress(OSError):
+                    folder.rmdir()
+            return
+        finally:
+            os.close(descriptor)
+
+
+def _is(folder: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(folder.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _write(path: Path, lines: list[str]) -> None:

@@ -42,7 +42,7 @@ class MergedModule(Module):
         self.context = context
         self.channels = parts[-1].channels if context is None else context.channels
         self.target_channels = parts[-1].target_channels
-        self.hop = parts[-1].hop
+        self.hop, self.front = parts[-1].hop, parts[-1].front
 
     def forward(self, x: Tensor) -> Encoded:
         """What the last part gives; `c` from the context network where there is one."""

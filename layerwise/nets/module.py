@@ -43,6 +43,8 @@ class Module(nn.Module, ABC):
     """Which axis of one sample's `output` counts channels; a quantised cache has a scale for each."""
     hop: int | None = None
     """Samples of a recording between neighbouring positions; None for what is no recording."""
+    front: int | None = None
+    """Positions before those of a recording's first label; None: the last position belongs to the last label."""
 
     @abstractmethod
     def forward(self, x: Tensor) -> Encoded:

@@ -44,7 +44,7 @@ class GRUContext(Settings):
     bptt: bool = Field(True, description="false: no gradient from a step to the steps before it (paper, Table 4)")
 
 
-LABEL_HOP = 160  # samples: phones are labelled a hundred times a second
+LABEL_HOP, LABEL_SPAN = 160, 400  # samples: phones are labelled a hundred times a second, each from 25 ms
 PAPER_LAYERS = (
     Convolution(kernel=10, stride=5, padding=2),
     Convolution(kernel=8, stride=4, padding=2),
@@ -84,13 +84,16 @@ class SpeechEncoder(NetworkSettings):
                 "take longer windows (dataset.window), or fewer or smaller layers"
             )
         hops = list(accumulate((layer.stride for layer in self.layers), mul))
+        # Of a recording as long as one label, what does not belong to the label lies before it: that is where the
+        # convolutions have most of their padding. Longer recordings may have some at the end, by their length.
+        fronts = [max(frames - LABEL_HOP // hop, 0) for frames, hop in zip(self.frames(LABEL_SPAN), hops, strict=True)]
         widths = [1] + [self.channels] * len(self.layers)
         modules: list[Module] = [
-            ConvolutionModule(inputs, outputs, layer, hop)
-            for inputs, outputs, layer, hop in zip(widths, widths[1:], self.layers, hops, strict=False)
+            ConvolutionModule(inputs, outputs, layer, hop, front)
+            for inputs, outputs, layer, hop, front in zip(widths, widths[1:], self.layers, hops, fronts, strict=False)
         ]
         if self.context is not None:
-            modules.append(GRUModule(self.channels, self.context.hidden, self.context.bptt, hops[-1]))
+            modules.append(GRUModule(self.channels, self.context.hidden, self.context.bptt, hops[-1], fronts[-1]))
         return modules
 
     def scaled(self, scale: float) -> SpeechEncoder:
@@ -117,11 +120,11 @@ class SpeechEncoder(NetworkSettings):
 class ConvolutionModule(Module):
     """A convolution and a ReLU."""
 
-    def __init__(self, inputs: int, outputs: int, layer: Convolution, hop: int) -> None:
+    def __init__(self, inputs: int, outputs: int, layer: Convolution, hop: int, front: int | None = None) -> None:
         super().__init__()
         self.convolution = Convolution1d(inputs, outputs, layer.kernel, layer.stride, layer.padding)
         self.channels = self.target_channels = outputs
-        self.hop = hop
+        self.hop, self.front = hop, front
 
     def forward(self, x: Tensor) -> Encoded:
         """(B, C, T) to z = c = output: (B, C', T')."""
@@ -132,12 +135,12 @@ class ConvolutionModule(Module):
 class GRUModule(Module):
     """A gated recurrent unit (Cho et al. 2014) whose state, zero at first, is the context that predicts its inputs."""
 
-    def __init__(self, inputs: int, hidden: int, bptt: bool, hop: int) -> None:
+    def __init__(self, inputs: int, hidden: int, bptt: bool, hop: int, front: int | None = None) -> None:
         super().__init__()
         self.gru = nn.GRU(inputs, hidden, batch_first=True)
         self.bptt = bptt
         self.channels, self.target_channels = hidden, inputs
-        self.hop = hop
+        self.hop, self.front = hop, front
 
     def forward(self, x: Tensor) -> Encoded:
         """(B, C, T) to z: the input, c = output: (B, H, T)."""
@@ -174,11 +177,11 @@ def gru_step(inputs: Tensor, recurrent: Tensor, before: Tensor) -> Tensor:
     return torch.lerp(proposed, before.to(proposed.dtype), keep)
 
 
-def at_labels(c: Tensor, hop: int | None, labels: int) -> Tensor:
+def at_labels(c: Tensor, hop: int | None, labels: int, front: int | None = None) -> Tensor:
     """Frames (B, C, T) to one for each of `labels` labels (B, C, L), a label being LABEL_HOP samples.
 
-    There are more frames than labels, and both end together: frames are dropped from the front. Those that share a
-    label are averaged.
+    There are more frames than labels: `front` of them come before the first label, and by the recording's length a few
+    after the last, or none. Without `front`, all come before. The frames that share a label are averaged.
     """
     if hop is None or LABEL_HOP % hop:
         raise RecipeError(
@@ -186,13 +189,15 @@ def at_labels(c: Tensor, hop: int | None, labels: int) -> Tensor:
             f"choose strides whose product divides {LABEL_HOP}"
         )
     share = LABEL_HOP // hop
-    if c.shape[2] < labels * share:
+    more = c.shape[2] - labels * share
+    if more < 0:
         raise RecipeError(
             f"{labels} labels of {share} frames each need {labels * share} frames, and the module gives {c.shape[2]}: "
             "add padding to its convolutions"
         )
-    last = c[:, :, c.shape[2] - labels * share :]
-    return last.reshape(*last.shape[:2], labels, share).mean(3)
+    begin = more if front is None else min(front, more)
+    labelled = c[:, :, begin : begin + labels * share]
+    return labelled.reshape(*labelled.shape[:2], labels, share).mean(3)
 
 
 class MFCC(Module):

@@ -57,6 +57,15 @@ def opened(folder, seed=0, **fields):
     return LibriSpeech(window=WINDOW, **fields).open(folder, download=False, seed=seed)
 
 
+def test_two_files_of_one_name_are_refused_with_both(tmp_path):
+    names = corpus(tmp_path)
+    twin = tmp_path / "LibriSpeech/train-clean-100/9/7" / f"{names[0]}.flac"
+    twin.parent.mkdir(parents=True)
+    twin.write_bytes(path_of(tmp_path, names[0]).read_bytes())
+    with pytest.raises(DamagedData, match=rf"1/7/{names[0]}\.flac and .*9/7/{names[0]}\.flac are both named"):
+        opened(tmp_path)
+
+
 def test_a_corpus_with_labels(tmp_path):
     names = corpus(tmp_path)
     label(tmp_path, names)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
 import soundfile
 from pydantic import ValidationError
 
+from layerwise.data import voices
 from layerwise.data.formants import PHONES, Voice, draw_voice, synthesise
 from layerwise.data.voices import INDEX, Voices
 from layerwise.seeding import numpy_generator
@@ -39,6 +43,40 @@ def test_it_is_made_once_and_says_what_it_is(tmp_path):
     assert "is synthetic" in first.notes[0]
     assert "synthetic" in (folder / "README.txt").read_text()
     assert first.classes == {"speaker": 3, "phone": len(PHONES)}
+
+
+def test_what_a_killed_process_left_is_made_again_and_nothing_stays(tmp_path, monkeypatch):
+    whole = SMALL.open(tmp_path / "whole", download=False, seed=0)
+    child = os.fork()
+    if not child:  # killed between two utterances
+        calls = itertools.count()
+        made = voices.utter
+        monkeypatch.setattr(voices, "utter", lambda *a: made(*a) if next(calls) < 4 else os.kill(os.getpid(), 9))
+        SMALL.open(tmp_path / "killed", download=False, seed=0)
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    (left,) = (tmp_path / "killed").iterdir()
+    assert list(left.rglob("*.flac"))
+    again = SMALL.open(tmp_path / "killed", download=False, seed=0)
+    assert again.probe.manifest() == whole.probe.manifest()
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [
+        path.name for path in (tmp_path / "whole").iterdir()
+    ]
+
+
+def test_several_processes_make_one_corpus(tmp_path):
+    children = []
+    for _ in range(3):
+        child = os.fork()
+        if not child:
+            try:
+                SMALL.open(tmp_path, download=False, seed=0)
+                os._exit(0)
+            finally:
+                os._exit(1)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_labels_say_where_it_is_silent(tmp_path):
