@@ -206,13 +206,13 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
     finished = _finished(record, checkpoint)
     beyond = [line["epoch"] for line in metrics.epochs if line["epoch"] > epochs] if finished else []
     if metrics.damaged:
-        found.damage(path, f"lines {listed(metrics.damaged)} were altered, or have no seal: the curves lack them", mend)
+        found.damage(path, f"lines {listed(metrics.damaged)} were altered, or have no seal: the curves lack them, the weights are unharmed", mend)
     elif metrics.torn and finished:
-        found.damage(path, "its last line was altered or cut short: the curves lack it", mend)
+        found.damage(path, "its last line was altered or cut short: the curves lack it, the weights are unharmed", mend)
     elif beyond:
         found.damage(path, f"it tells of epochs {listed(beyond)}, and {epochs} were trained", mend)
     elif lost:
-        found.damage(path, f"the lines of epochs {listed(lost)} are missing: the curves lack them", mend)
+        found.damage(path, f"the lines of epochs {listed(lost)} are missing: the curves lack them, the weights are unharmed", mend)
     else:
         found.files += 1
         found.bytes += len(raw)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import shutil
 from functools import cache
 from pathlib import Path
@@ -40,6 +41,7 @@ def call(*arguments: str) -> Result:
 @cache
 def _made() -> Path:
     folder = Path(mkdtemp(prefix="layerwise-small-run-")) / "run"
+    atexit.register(shutil.rmtree, folder.parent, ignore_errors=True)
     settings = [part for name, value in SETTINGS.items() for part in ("--set", f"{name}={value}")]
     made = call("run", "--recipe", "digits", "--run-dir", str(folder), *settings)
     assert made.exit_code == 0, made.output
