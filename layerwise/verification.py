@@ -205,17 +205,20 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
         return
     finished = _finished(record, checkpoint)
     beyond = [line["epoch"] for line in metrics.epochs if line["epoch"] > epochs] if finished else []
+    reason = ""
     if metrics.damaged:
-        found.damage(path, f"lines {listed(metrics.damaged)} were altered, or have no seal: the curves lack them, the weights are unharmed", mend)
+        reason = f"lines {listed(metrics.damaged)} were altered, or have no seal"
     elif metrics.torn and finished:
-        found.damage(path, "its last line was altered or cut short: the curves lack it, the weights are unharmed", mend)
+        reason = "its last line was altered or cut short"
     elif beyond:
-        found.damage(path, f"it tells of epochs {listed(beyond)}, and {epochs} were trained", mend)
+        reason = f"it tells of epochs {listed(beyond)}, and {epochs} were trained"
     elif lost:
-        found.damage(path, f"the lines of epochs {listed(lost)} are missing: the curves lack them, the weights are unharmed", mend)
-    else:
-        found.files += 1
-        found.bytes += len(raw)
+        reason = f"the lines of epochs {listed(lost)} are missing"
+    if reason:
+        found.damage(path, f"{reason}; the curves lack them, and the weights are unharmed", mend)
+        return
+    found.files += 1
+    found.bytes += len(raw)
 
 
 def _verify_probes(found: Verification) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import http.client
+import os
 import shutil
 import ssl
 import tarfile
@@ -16,10 +17,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from activation_cache.files import open_regular
 from layerwise.errors import DamagedData, NotReady, WillNotFit
 from layerwise.progress import Progress
 
 BLOCK = 1 << 20  # bytes
+FETCHED = ".part"
+"""How the name of an archive ends that was fetched, or begun to be."""
 TRIES = 5  # attempts in a row that brought no byte
 
 
@@ -41,7 +45,8 @@ class Archive:
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[float], None] = time.sleep) -> Path:
-    """The archive in `folder`, fetched or what is missing of it, and checked.
+    """The archive in `folder`, checked: the one that the user put there, or else one that is fetched, or what is
+    missing of it. `discard` removes it once it is unpacked.
 
     Raises:
         WillNotFit: the disk has no room for it and its contents.
@@ -49,7 +54,9 @@ def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[fl
         DamagedData: what came is not what was published.
     """
     target = folder / archive.name
-    part = target.with_name(target.name + ".part")
+    part = target.with_name(target.name + FETCHED)
+    if part.is_symlink():
+        raise DamagedData(f"{part} is a link, and nothing is fetched through it: move it away")
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         have = _bytes_in(part)
@@ -62,7 +69,13 @@ def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[fl
             progress.end()
     source = target if target.exists() else part
     _check(archive, source, progress)
-    return source.replace(target)
+    return source
+
+
+def discard(archive: Path) -> None:
+    """Remove an archive that `fetch` has fetched; one that the user put there stays."""
+    if archive.name.endswith(FETCHED):
+        archive.unlink()
 
 
 def _require_space(folder: Path, needed: int) -> None:
@@ -112,7 +125,8 @@ def _transfer(url: str, size: int, part: Path, have: int, progress: Progress) ->
         resumes = response.status == 206
         if have and not resumes:  # the server gives the whole file: begin again
             progress.advance(-have, 0, "")
-        with part.open("ab" if resumes else "wb") as file:
+        begin = os.O_APPEND if resumes else os.O_TRUNC
+        with open(open_regular(part, os.O_WRONLY | os.O_CREAT | begin), "ab") as file:
             while block := response.read(BLOCK):
                 file.write(block)
                 progress.advance(len(block), 0, "")
@@ -135,10 +149,11 @@ def _check(archive: Archive, path: Path, progress: Progress) -> None:
         found = f"its sha256 is {digest.hexdigest()}, and it should be {archive.sha256}"
     else:
         found = f"it has {size:,} bytes, and {archive.size:,} were published"
-    path.unlink()
-    raise DamagedData(
-        f"{path} is not the file that {archive.urls[0]} should give: {found}. It is deleted; fetch it again"
-    )
+    advice = "Move it away to have it fetched, or put the right one in its place"
+    if path.name.endswith(FETCHED):
+        path.unlink()
+        advice = "It is deleted; the same command fetches it again"
+    raise DamagedData(f"{path} is not the file that {archive.urls[0]} should give: {found}. {advice}")
 
 
 def unpack(path: Path, folder: Path, progress: Progress) -> None:
@@ -149,6 +164,8 @@ def unpack(path: Path, folder: Path, progress: Progress) -> None:
         WillNotFit: the disk is full.
     """
     staging = folder / f".{path.name}.unpacking"
+    if staging.is_symlink():  # nothing is unpacked through it
+        staging.unlink()
     shutil.rmtree(staging, ignore_errors=True)
     progress.begin(f"unpack {path.name}", path.stat().st_size, "bytes")
     try:

@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from layerwise.data.dataset import IntArray, Splits
-from layerwise.data.download import Archive, fetch, unpack
+from layerwise.data.download import Archive, discard, fetch, unpack
 from layerwise.data.recordings import RATE, Recording, examine, require_few
 from layerwise.data.speech import SpeechSettings, arrange, divide
 from layerwise.errors import DamagedData, NotReady, UsageError
@@ -135,7 +135,7 @@ def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: 
         if download:
             archive = fetch(ARCHIVE, data_dir, progress)
             unpack(archive, data_dir, progress)
-            archive.unlink()
+            discard(archive)
             return expected
     offer = (
         f"Either add --download --data-dir {shlex.quote(str(shown))}, which fetches 5.9 GiB, or fetch"

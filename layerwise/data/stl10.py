@@ -18,7 +18,7 @@ import numpy.typing as npt
 from pydantic import Field, model_validator
 
 from layerwise.data.dataset import IntArray, Splits
-from layerwise.data.download import Archive, fetch, unpack
+from layerwise.data.download import Archive, discard, fetch, unpack
 from layerwise.data.images import ArrayImages, check_levels
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
@@ -143,7 +143,7 @@ def find_files(data_dir: Path | None, *, download: bool, progress: Progress) -> 
         parent = folder.parent if folder.name == FOLDER else data_dir
         archive = fetch(ARCHIVE, parent, progress)
         unpack(archive, parent, progress)
-        archive.unlink()
+        discard(archive)
         folder = parent / FOLDER
         missing = [name for name in FILES if not (folder / name).is_file()]
     if missing:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from layerwise.data import download, librispeech, stl10
-from layerwise.data.download import Archive, fetch, unpack
+from layerwise.data.download import Archive, discard, fetch, unpack
 from layerwise.errors import DamagedData, NotReady, WillNotFit
 from layerwise.progress import SILENT, Silent
 
@@ -113,6 +113,31 @@ def test_a_wrong_file_is_refused_and_removed(tmp_path: Path, serve: Any) -> None
     with pytest.raises(DamagedData, match=r"its sha256 is \w{64}, and it should be \w{64}"):
         fetch(archive_of(server), tmp_path, SILENT, no_wait)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_the_user_put_there_is_used_and_stays(tmp_path: Path, serve: Any) -> None:
+    server = serve(CONTENT)
+    own = tmp_path / "a.tar.gz"
+    own.write_bytes(CONTENT)
+    discard(fetch(archive_of(server), tmp_path, SILENT, no_wait))
+    assert own.read_bytes() == CONTENT
+    own.write_bytes(b"mine")
+    with pytest.raises(DamagedData, match=r"a\.tar\.gz is not the file .* Move it away"):
+        fetch(archive_of(server), tmp_path, SILENT, no_wait)
+    assert own.read_bytes() == b"mine"
+    assert server.asked == []
+    own.unlink()
+    discard(fetch(archive_of(server), tmp_path, SILENT, no_wait))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_fetched_through_a_link(tmp_path: Path, serve: Any) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"mine")
+    (tmp_path / "a.tar.gz.part").symlink_to(victim)
+    with pytest.raises(DamagedData, match="is a link"):
+        fetch(archive_of(serve(CONTENT)), tmp_path, SILENT, no_wait)
+    assert victim.read_bytes() == b"mine"
 
 
 def test_too_long_a_file_is_refused(tmp_path: Path, serve: Any) -> None:
