@@ -12,8 +12,11 @@ if TYPE_CHECKING:
     from layerwise.caching import write_cache
     from layerwise.frozen import load_frozen
     from layerwise.module_cache import open_cache
+    from layerwise.nets.group_norm import group_norm
     from layerwise.nets.module import Encoded, Module
     from layerwise.nets.split import split
+    from layerwise.objectives.cross_entropy import CrossEntropy
+    from layerwise.objectives.infonce import PatchInfoNCE
     from layerwise.objectives.objective import Context, Objective
     from layerwise.probe import probe_module
     from layerwise.recipe import DatasetSettings, NetworkSettings, ObjectiveSettings, Recipe
@@ -21,18 +24,24 @@ if TYPE_CHECKING:
     from layerwise.run import Run, open_run
     from layerwise.schedule import run_all, run_stage
     from layerwise.setup import Setup
+    from layerwise.trained import Encoder, Trained, train
 
 __all__ = [
     "Context",
+    "CrossEntropy",
     "DatasetSettings",
     "Encoded",
+    "Encoder",
     "Module",
     "NetworkSettings",
     "Objective",
     "ObjectiveSettings",
+    "PatchInfoNCE",
     "Recipe",
     "Run",
     "Setup",
+    "Trained",
+    "group_norm",
     "load_frozen",
     "load_recipe",
     "open_cache",
@@ -41,6 +50,7 @@ __all__ = [
     "run_all",
     "run_stage",
     "split",
+    "train",
     "write_cache",
 ]
 
@@ -48,8 +58,11 @@ _HOMES = {
     "caching": ("write_cache",),
     "frozen": ("load_frozen",),
     "module_cache": ("open_cache",),
+    "nets.group_norm": ("group_norm",),
     "nets.module": ("Encoded", "Module"),
     "nets.split": ("split",),
+    "objectives.cross_entropy": ("CrossEntropy",),
+    "objectives.infonce": ("PatchInfoNCE",),
     "objectives.objective": ("Context", "Objective"),
     "probe": ("probe_module",),
     "recipe": ("DatasetSettings", "NetworkSettings", "ObjectiveSettings", "Recipe"),
@@ -57,6 +70,7 @@ _HOMES = {
     "run": ("Run", "open_run"),
     "schedule": ("run_all", "run_stage"),
     "setup": ("Setup",),
+    "trained": ("Encoder", "Trained", "train"),
 }
 
 

@@ -25,6 +25,7 @@ from layerwise.module_cache import (
     open_cache,
     storage,
     stored_inputs,
+    stored_splits,
     without_advice,
 )
 from layerwise.rolling import mend_window, read_rolling
@@ -46,7 +47,7 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
         DamagedData: a damaged cache lies there that `repair_cache` mends.
         StoppedEarly: interrupted; whole shards are kept.
     """
-    names = [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
+    names = stored_splits(setup)
     outputs = _outputs(setup, number, names)
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None

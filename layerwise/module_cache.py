@@ -47,8 +47,8 @@ def cache_part(setup: Setup, number: int) -> dict[str, Any]:
     causes: dict[str, Any] = {
         "module": number,
         "seed": recipe.seed,
-        "dataset": recipe.dataset.identity(),
-        "manifest": setup.facts.manifest,
+        "dataset": recipe.dataset.identity(of_stages=not recipe.cache.probe_splits),
+        "manifest": {name: setup.facts.manifest[name] for name in stored_splits(setup)},
         "network": recipe.network.through(number),
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
@@ -56,6 +56,11 @@ def cache_part(setup: Setup, number: int) -> dict[str, Any]:
     if number > 1 and recipe.feed == "cache" and recipe.cache.dtype != "float32":
         causes["inputs"] = recipe.cache.dtype  # the outputs are computed from rounded values
     return causes
+
+
+def stored_splits(setup: Setup) -> list[str]:
+    """The names of the splits that a cache of this recipe holds."""
+    return [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
 
 
 def stored_inputs(setup: Setup, number: int) -> str | None:

@@ -16,7 +16,7 @@ from layerwise.recipe import Recipe
 from layerwise.recipe_json import AS_WRITTEN, NeedsCode, rebuild
 from layerwise.recipe_loader import load_recipe
 from layerwise.records import RECIPE, read_record
-from layerwise.run import run_source
+from layerwise.run import IN_PYTHON, run_source
 
 
 def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, list[str], Recipe]:
@@ -29,6 +29,8 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
         DamagedData: the run's files are not what was written.
     """
     source, overrides = run_source(folder)
+    if source == IN_PYTHON:
+        return source, overrides, _from_files(folder)
     if not source.endswith(".py"):
         return source, overrides, load_recipe(source)
     altered = trust.changes(Path(source), say)
@@ -41,13 +43,8 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
             f"the recipe file of {folder} was edited since you named it ({', '.join(altered)}), so it is not run. "
             f"Name it again with: {command}"
         )
-    described = dict(read_record(folder / "recipe.json", RECIPE) or {}).get(AS_WRITTEN)
     try:
-        if described is None:
-            raise NeedsCode("the run was made by an earlier version")
-        recipe = rebuild(described)
-    except DamagedData as error:
-        raise DamagedData(f"{folder / 'recipe.json'} is damaged: {error}") from error
+        recipe = _from_files(folder)
     except NeedsCode as error:
         here = source if Path(source).is_file() else "PATH.py"
         raise UsageError(
@@ -57,3 +54,18 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
         ) from error
     say(f"the recipe file {source!r} was not named on this machine: using the settings in {folder / 'recipe.json'}")
     return source, overrides, recipe
+
+
+def _from_files(folder: Path) -> Recipe:
+    """
+    Raises:
+        NeedsCode: the run's recipe.json does not say all of it.
+        DamagedData: it says what no recipe can be.
+    """
+    described = dict(read_record(folder / "recipe.json", RECIPE) or {}).get(AS_WRITTEN)
+    if described is None:
+        raise NeedsCode("the run was made by an earlier version")
+    try:
+        return rebuild(described)
+    except DamagedData as error:
+        raise DamagedData(f"{folder / 'recipe.json'} is damaged: {error}") from error

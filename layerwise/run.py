@@ -30,6 +30,8 @@ from layerwise.run_files import lock, require_usable, sweep
 from layerwise.storage import JSON_BYTES, read_file, write_file, write_json
 
 RUNS = Path("runs")
+IN_PYTHON = "(made in Python)"
+"""What run.json names in the place of a recipe, for a run of `lw.train`."""
 
 
 @dataclass(frozen=True)

@@ -182,7 +182,7 @@ def run_all(setup: Setup, *, fresh: bool = False) -> None:
     setup.progress.note(str(require_fit(setup)))
     for number in train_all(setup, fresh=fresh):
         for part, holder in enumerate(setup.holders, 1):
-            if holder == number and setup.facts.classes:
+            if holder == number and setup.facts.classes and {"probe", "test"} <= setup.facts.sizes.keys():
                 probe_module(setup, part)
     try:
         probe_fixed(setup)

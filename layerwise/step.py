@@ -89,7 +89,8 @@ def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> No
             raise RecipeError(
                 f"module {learner.number} has {layer}, whose result for one sample depends on the others, so "
                 f"micro-batches of {arithmetic.micro_batch} would change its gradients: leave out --micro-batch and "
-                "--max-memory: whole batches work; or normalise within a sample (GroupNorm, LayerNorm)"
+                "--max-memory: whole batches work; or normalise within a sample (GroupNorm, LayerNorm), as "
+                "layerwise.group_norm(network) does"
             )
 
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution2d
 from layerwise.nets.module import Encoded, Module
+from layerwise.nets.patchwise import to_patches
 from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
 
 
@@ -149,13 +150,9 @@ class Stem(nn.Module):
         self.convolution = Convolution2d(inputs, outputs, 5, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        patches = images.unfold(2, self.patch, self.stride).unfold(
-            3, self.patch, self.stride
-        )  # (B, C, rows, columns, p, p)
-        b, c, rows, columns, p, _ = patches.shape
-        flat = patches.permute(0, 2, 3, 1, 4, 5).reshape(b * rows * columns, c, p, p)
-        encoded: Tensor = self.convolution(flat)
-        return encoded.view(b, rows * columns, -1, p, p)
+        b = len(images)
+        encoded: Tensor = self.convolution(to_patches(images, self.patch, self.stride).flatten(0, 1))
+        return encoded.view(b, -1, *encoded.shape[1:])
 
 
 class Bottleneck(nn.Module):
