@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FunctionType
 from typing import Any, TypeAlias
 
 import torch
@@ -27,6 +28,7 @@ from layerwise.objectives.objective import Context, Objective
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe import DatasetSettings, NetworkSettings, ObjectiveSettings, Shape, free, labelled_only
 from layerwise.seeding import numpy_generator
+from layerwise.sources import NoSource, code_of
 from layerwise.tensors import weights_digest
 
 HELD_OUT = 0.1  # of the training samples, where no others are given to tell when a module has converged
@@ -70,7 +72,7 @@ def fingerprint(module: nn.Module) -> str:
     """sha256 of a module's layers, their settings, the forward that a cut gave it, and its weights."""
     digest = hashlib.sha256(weights_digest(module).encode())
     for name, layer in module.named_modules():
-        code = getattr(layer, "code", "")  # of a module that `split` made
+        code = getattr(layer, "code", "") or code_digest(layer)  # the forward that `split` wrote
         digest.update(
             f"{name} {type(layer).__module__}.{type(layer).__qualname__} {layer.extra_repr()} {code}".encode()
         )
@@ -80,7 +82,10 @@ def fingerprint(module: nn.Module) -> str:
 class GivenData(DatasetSettings):
     """Datasets that were made in Python."""
 
-    version: str = Field("", description="changes what stages and caches were made from, where no digest sees a change")
+    sources: tuple[str, ...] = Field((), description="sha256 of the code of datasets and transforms of one's own")
+    revision: str = Field(
+        "", description="changes what stages and caches were made from, where no digest sees a change"
+    )
     classes: tuple[tuple[str, int], ...] = Field((), description="number of classes of each task")
     labelled: bool = labelled_only(False, description="whether there are labelled samples to probe with")
     workers: int = free(0, ge=0, description="processes that read samples; 0: the training's own")
@@ -97,8 +102,10 @@ class GivenData(DatasetSettings):
         workers: int = 0,
         version: str = "",
     ) -> GivenData:
+        own = [code for one in (train, validation, read) if one is not None for code in _codes(one)]
         found = cls(
-            version=version,
+            sources=tuple(own),
+            revision=version,
             classes=tuple(_classes(MappedSplit(train, "train", 0, read=read), train).items()),
             workers=workers,
         )
@@ -129,6 +136,15 @@ class GivenData(DatasetSettings):
         return Splits(**splits, classes=dict(self.classes), notes=notes)
 
 
+def _codes(dataset: Any) -> Iterator[str]:
+    """Of a dataset, of its transforms, and of the dataset that it is a part of."""
+    inner = [getattr(dataset, name, None) for name in ("transform", "target_transform", "transforms")]
+    inner += getattr(inner[0], "transforms", [])  # of a composed one
+    yield from filter(None, (code_digest(one) for one in (dataset, *inner) if one is not None))
+    if (whole := getattr(dataset, "dataset", None)) is not None:
+        yield from _codes(whole)
+
+
 def _classes(split: MappedSplit, dataset: Dataset) -> dict[str, int]:
     """Number of classes of each task, from the dataset's own list of them or from its labels."""
     names = getattr(dataset, "classes", None)
@@ -144,7 +160,7 @@ Loss: TypeAlias = Callable[[tuple[Tensor, ...], Context], Tensor]
 class GivenObjective(ObjectiveSettings):
     """A loss that was made in Python."""
 
-    code: str = Field(description="what was handed over, and the sha256 of its code")
+    source: str = Field(description="what was handed over, and the sha256 of its code")
     _make: Callable[[Module], Objective | Loss] | None = PrivateAttr(default=None)
 
     @classmethod
@@ -164,7 +180,7 @@ class GivenObjective(ObjectiveSettings):
             def make(module: Module) -> Any:
                 return loss
 
-        found = cls(code=_code_of(loss))
+        found = cls(source=_code_of(loss))
         found._make = make
         return found
 
@@ -187,10 +203,26 @@ class CalledLoss(Objective):
 
 
 def _code_of(loss: Any) -> str:
-    kind = loss if isinstance(loss, type) or (callable(loss) and hasattr(loss, "__qualname__")) else type(loss)
-    try:
-        code = inspect.getsource(kind)
-    except (OSError, TypeError):
-        code = ""
+    kind = loss if isinstance(loss, type | FunctionType) else type(loss)
     state = weights_digest(loss) if isinstance(loss, nn.Module) else ""
-    return f"{kind.__qualname__} {hashlib.sha256((code + state).encode()).hexdigest()}"
+    return f"{kind.__qualname__} {hashlib.sha256((code_digest(loss) + state).encode()).hexdigest()}"
+
+
+def code_digest(thing: Any) -> str:
+    """sha256 of the source of a function, a class, or the class of an object; empty where it is part of a package.
+
+    What is defined in the script itself, or in a notebook, is seen by itself, and other code by its whole file and the
+    local files that this one imports (see `layerwise.sources`). Where there is no source, nothing is seen.
+    """
+    kind = thing if isinstance(thing, type | FunctionType) else type(thing)
+    if kind.__module__ == "__main__":
+        try:
+            return hashlib.sha256(inspect.getsource(kind).encode()).hexdigest()
+        except (OSError, TypeError):
+            return ""
+    if kind.__module__.partition(".")[0] in ("torch", "torchvision", "torchaudio", "datasets", "builtins"):
+        return ""
+    try:
+        return code_of(kind) or ""
+    except NoSource:
+        return ""

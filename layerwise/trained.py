@@ -26,9 +26,11 @@ import activation_cache
 from layerwise.choices import FeedName, ScheduleName
 from layerwise.data.mapped import Dataset, MappedSplit, Read
 from layerwise.errors import UsageError
+from layerwise.expected import note_expected
 from layerwise.feeds import decoder, stacked
 from layerwise.frozen import load_frozen
 from layerwise.given import GivenData, GivenNetwork, GivenObjective, Loss
+from layerwise.holding import hold
 from layerwise.module_cache import open_cache
 from layerwise.nets.module import Module
 from layerwise.nets.plain import Represent, plain_modules
@@ -184,12 +186,14 @@ class Trained:
         """The run, held while the block runs."""
         with console_progress(sys.stderr) as console:
             setup = self._setup(SILENT if self._quiet else console)
-            with setup.run.locked(purpose), setup.run.following(IN_PYTHON, [], None, self.recipe):
+            with hold(setup.run, purpose, IN_PYTHON, [], None, self.recipe, remember=False):
                 setup.writes = True
                 yield setup
+                note_expected(setup)
 
     def _setup(self, progress: Progress = SILENT) -> Setup:
-        return Setup(open_run(self.folder, self.recipe), self.device, progress=progress, writes=False)
+        run = open_run(self.folder, self.recipe)
+        return Setup(run, self.device, progress=progress, writes=False, measure_threads=True)
 
 
 class Encoder(nn.Module):

@@ -8,15 +8,20 @@ import layerwise
 def test_the_public_names():
     assert sorted(layerwise.__all__) == [
         "Context",
+        "CrossEntropy",
         "DatasetSettings",
         "Encoded",
+        "Encoder",
         "Module",
         "NetworkSettings",
         "Objective",
         "ObjectiveSettings",
+        "PatchInfoNCE",
         "Recipe",
         "Run",
         "Setup",
+        "Trained",
+        "group_norm",
         "load_frozen",
         "load_recipe",
         "open_cache",
@@ -25,6 +30,7 @@ def test_the_public_names():
         "run_all",
         "run_stage",
         "split",
+        "train",
         "write_cache",
     ]
     assert all(getattr(layerwise, name).__module__.startswith("layerwise.") for name in layerwise.__all__)

@@ -167,7 +167,7 @@ def test_other_modules_data_or_losses_are_trained_anew_or_refused(tmp_path: Path
     small(tmp_path / "run")
     with pytest.raises(NotReady, match=r"trained with other settings \(network.fingerprints"):
         small(tmp_path / "run", modules=[nn.Linear(4, 8), nn.Linear(8, 6)])
-    with pytest.raises(NotReady, match="version"):
+    with pytest.raises(NotReady, match=r"dataset\.revision"):
         small(tmp_path / "run", version="2")
     with pytest.raises(NotReady, match="objective"):
         small(tmp_path / "run", objective=Scored())
@@ -204,8 +204,33 @@ def test_the_command_line_reads_a_run_made_in_python(tmp_path: Path) -> None:
 
     run = small(tmp_path / "run")
     run.probe(train=labelled(torch.zeros(1, 4), 60), test=labelled(torch.zeros(1, 4), 60))
+    shown = CliRunner().invoke(main, ["status", "--run-dir", str(run.folder)])
+    assert "Every module is trained and probed" not in shown.output  # module 1 has no probe
+    assert shown.output.count("trained, 3 epochs") == 2, shown.output
+    assert "valid" in shown.output
     verified = CliRunner().invoke(main, ["verify", "--run-dir", str(run.folder)])
     assert verified.exit_code == 0, verified.output
     probed = CliRunner().invoke(main, ["probe", "--run-dir", str(run.folder)])
     assert probed.exit_code == 1
     assert "go on with it in the script that made it" in probed.output
+
+
+def test_the_code_of_datasets_transforms_and_losses_is_part_of_the_identity() -> None:
+    from torch.utils.data import Subset
+
+    from layerwise.given import GivenData, GivenNetwork, GivenObjective
+    from layerwise.nets.plain import plain_modules
+    from layerwise.sources import code_of
+
+    class Own(TensorDataset):
+        transform = staticmethod(lambda sample: sample)
+
+    data = Own(*labelled(torch.zeros(1, 4)).tensors)
+    assert code_of(Own) in GivenData.of(Subset(data, range(5)), None).sources
+    assert GivenData.of(labelled(torch.zeros(1, 4)), None).sources == ()
+    assert GivenObjective.of(Scored()).source != GivenObjective.of(Contrastive).source
+    (module,) = plain_modules([nn.Linear(4, 2)], torch.zeros(4))
+    before = GivenNetwork.of([module]).fingerprints
+    with torch.no_grad():
+        module.inner.weight[0, 0] += 1
+    assert GivenNetwork.of([module]).fingerprints != before

@@ -24,14 +24,35 @@ def test_every_command_is_understood(line: str) -> None:
     command.make_context(name, arguments, parent=click.Context(main))
 
 
-def test_the_python_example_is_a_recipe(tmp_path: Path) -> None:
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
+
+
+def test_the_recipe_is_a_recipe(tmp_path: Path) -> None:
     from layerwise.recipe_loader import load_recipe
 
-    (example,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    (example,) = (example for example in EXAMPLES if "recipe = Recipe(" in example)
     path = tmp_path / "mine.py"
     path.write_text(example)
     recipe = load_recipe(str(path))
     assert len(recipe.network.modules((1, 64, 64))) == 4
+
+
+def test_the_network_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it is printed, but for the number of epochs."""
+    import torch
+    from torch.utils.data import TensorDataset
+
+    (example,) = (example for example in EXAMPLES if "lw.train(" in example)
+    monkeypatch.chdir(tmp_path)
+    data = TensorDataset(torch.rand(64, 3, 64, 64), torch.arange(64) % 2)
+    few = TensorDataset(torch.rand(4, 3, 64, 64), torch.arange(4) % 2)
+    names = {"pictures": data, "held_out": few, "labelled": few, "test": few}
+    exec(example.replace("epochs=50", "epochs=1"), names)
+    features, encoder = names["features"], names["encoder"]
+    assert isinstance(features, torch.Tensor)
+    assert features.shape == (64, 49, 128, 2, 2)
+    assert isinstance(encoder, torch.nn.Module)
+    assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, 256, 7, 7)
 
 
 def test_every_file_that_is_named_is_there() -> None:
