@@ -8,7 +8,7 @@ RUN/
   stages/1/module.safetensors the frozen module
   stages/1/stage.json         written last: what it was made from, its hash, how the training went
   stages/1/metrics.jsonl      a sealed line an epoch
-  stages/1/checkpoint.json, checkpoint-STEP.safetensors     while it trains
+  stages/1/checkpoint.json, checkpoint-STEP-EPOCH.safetensors     while it trains, and then to train it for more epochs
   caches/1/                   module 1's outputs, a Zarr v3 group
   probes/1.json               linear classifiers on module 1's representation
   report/                     report.html, its pictures, and manifest.json with their hashes

@@ -7,11 +7,13 @@ import json
 import pytest
 from click.testing import CliRunner
 
+from layerwise import memory
 from layerwise.caching import write_cache
 from layerwise.cli import main
 from layerwise.errors import NotReady, RecipeError
 from layerwise.frozen import stage_identity, stage_record
 from layerwise.module_cache import cache_key
+from layerwise.objectives.cross_entropy import CrossEntropy
 from layerwise.objectives.infonce import PatchInfoNCE
 from layerwise.overrides import apply_overrides, for_stage
 from layerwise.recipe import Optimiser
@@ -94,6 +96,14 @@ def test_modules_trained_together_have_objective_and_optimiser_of_their_own(make
         identity = stage_identity(setup, 1)
         assert (sorted(identity["stages"]) if name == "own" else identity.get("stages")) in (["2", "3"], None)
     assert [a == b for a, b in zip(found["plain"], found["own"], strict=True)] == [True, False, False]
+
+
+def test_memory_is_predicted_with_the_objective_of_the_module():
+    other = CrossEntropy()
+    own, all_ = with_stages({2: {"objective": other}}), QUICK.model_copy(update={"objective": other})
+    samples = memory.Samples((1, 16, 16), {"class": 10})
+    assert memory.fit(own, (2,), samples) == memory.fit(all_, (2,), samples) != memory.fit(QUICK, (2,), samples)
+    assert memory.fit(own, (3,), samples) == memory.fit(QUICK, (3,), samples)
 
 
 @pytest.mark.parametrize(
