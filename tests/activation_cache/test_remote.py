@@ -61,7 +61,7 @@ def s3(server: Proxy, tmp_path: Path) -> Iterator[RemoteStore]:
     }
     server.requests = 0
     yield RemoteStore(f"s3://bucket/cache {next(prefixes)}", folder=tmp_path / "kept", options=options)
-    server.fault = lambda number, method, path: None
+    server.fault, server.tags = lambda number, method, path: None, True
 
 
 def write(store: RemoteStore) -> None:
@@ -274,3 +274,67 @@ def test_two_writers(s3: RemoteStore) -> None:
         write(s3)  # the same key: the same bytes
     assert is_right(s3)
     assert inspect(s3, other).state == "stale"
+
+
+@pytest.mark.parametrize("tags", [True, False], ids=["told by the store", "read back"])
+def test_a_byte_flipped_once_in_every_upload_is_noticed_and_sent_again(
+    s3: RemoteStore, server: Proxy, tags: bool
+) -> None:
+    seen: list[str] = []
+
+    def spoil(number: int, method: str, path: str) -> str | None:
+        if method == "PUT":
+            seen.append(path)
+        return "flip upload" if method == "PUT" and seen.count(path) == 1 else None
+
+    server.fault, server.tags = spoil, tags
+    write(s3)
+    assert len(set(seen)) >= 18
+    assert {seen.count(path) for path in seen} == {2}
+    assert verify(s3).ok
+    assert is_right(s3)
+
+
+@pytest.mark.long
+def test_a_byte_flipped_in_one_upload_at_each_position(s3: RemoteStore, server: Proxy, tmp_path: Path) -> None:
+    """One cache for each upload that writing one takes; none is committed damaged."""
+    make, (url, _, _, options) = s3.__reduce__()
+    uploads, flipped = 0, 0
+
+    def spoil(number: int, method: str, path: str) -> str | None:
+        nonlocal uploads
+        uploads += method == "PUT"
+        return "flip upload" if method == "PUT" and uploads == flipped else None
+
+    server.fault = spoil
+    write(s3)
+    total = uploads
+    assert total >= 18
+    for position in range(1, total + 1):
+        uploads, flipped = 0, position
+        store = make(f"{url} {position}", tmp_path / "kept", None, options)
+        write(store)
+        assert uploads == total + 1, "one was sent again"
+        assert verify(store).ok
+
+
+@pytest.mark.parametrize("spoilt", ["/values/0/c/", "record/plan.json", "record/commit.json", "/ids/"])
+def test_what_always_arrives_altered_is_never_committed(s3: RemoteStore, server: Proxy, spoilt: str) -> None:
+    server.fault = lambda number, method, path: "flip upload" if method == "PUT" and spoilt in path else None
+    with pytest.raises(StoreError, match="arrives altered"):
+        write(s3)
+    server.fault = lambda number, method, path: None
+    with pytest.raises(NotCommitted):
+        open_cache(s3, KEY)
+    write(s3)
+    assert is_right(s3)
+
+
+def test_a_plan_that_changes_after_it_was_written_is_not_sealed_in(s3: RemoteStore) -> None:
+    with create(s3, KEY, [SPEC], STORAGE) as writer:
+        writer.append("train", VALUES, [f"image {i}" for i in range(20)], {"class": list(range(20))})
+        meant = s3.read("record/plan.json")
+        s3.write("record/plan.json", [meant.replace(b"ab", b"aB")])
+        writer.commit()
+    assert s3.read("record/plan.json") == meant
+    assert verify(s3).ok

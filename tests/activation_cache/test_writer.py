@@ -119,7 +119,7 @@ def test_views(tmp_path: Path) -> None:
     split = open_cache(tmp_path).splits["train"]
     for view in range(3):
         np.testing.assert_array_equal(split.read(range(10), view), VALUES + view)
-    with pytest.raises(FormatError, match="there is no view 3"):
+    with pytest.raises(FormatError, match="has no view 3"):
         split.batches(2, view=3)
 
 
