@@ -7,9 +7,8 @@ from layerwise.module_cache import cache_part
 from layerwise.probe import probe_part
 from layerwise.records import EXPECTED, ExpectedModule, ExpectedRecord, check_record
 from layerwise.setup import Setup
+from layerwise.status import NOTE, recipe_digest
 from layerwise.storage import parse_json, sealed_json, write_json
-
-NOTE = "expected.json"
 
 
 def expected(setup: Setup) -> ExpectedRecord:
@@ -38,6 +37,8 @@ def expected(setup: Setup) -> ExpectedRecord:
         "window_epochs": cache.window_epochs,
         "batch_size": setup.recipe.training.batch_size,
         "feed": setup.recipe.feed,
+        "labelled": bool(setup.facts.classes) and {"probe", "test"} <= setup.facts.sizes.keys(),
+        "recipe": recipe_digest(setup.run.folder),
         "modules": modules,
     }
     path = setup.run.folder / NOTE

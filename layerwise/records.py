@@ -19,6 +19,7 @@ from layerwise.storage import read_json
 _exact = with_config(ConfigDict(strict=True, extra="allow", allow_inf_nan=False))
 
 Count = Annotated[int, Field(ge=0, le=2**40)]
+Bytes = Annotated[int, Field(ge=0, le=2**62)]
 Epochs = Annotated[int, Field(ge=0, le=10**6)]
 Number = Annotated[int, Field(ge=1, le=10_000)]
 """Of a module."""
@@ -95,11 +96,15 @@ class ExpectedRecord(TypedDict):
 
     dtype: Annotated[str, Field(pattern=r"^(float32|float16|bfloat16|uint8)$")]
     codec: Annotated[str, Field(pattern=r"^(none|lz4|zstd)$")]
-    budget: Count | None
+    budget: Bytes | None
     renew: bool
     window_epochs: Annotated[int, Field(ge=1, le=10**6)]
     batch_size: Annotated[int, Field(ge=1, le=2**40)]
     feed: Annotated[str, Field(pattern=r"^(cache|recompute)$")]
+    labelled: bool
+    """Whether there are samples to probe with."""
+    recipe: Digest
+    """sha256 of the recipe.json that all this is of."""
     modules: Annotated[list[ExpectedModule], Field(min_length=1, max_length=10_000)]
 
 
@@ -202,7 +207,7 @@ class ProbeRecord(TypedDict):
 class WindowRecord(TypedDict):
     """caches/N.window.json: how large the rolling window is, and for which settings that was settled."""
 
-    budget: Count | None
+    budget: Bytes | None
     renew: NotRequired[bool]
     slots: Annotated[int, Field(ge=1, le=1000)]
     slot_samples: Annotated[int, Field(ge=1, le=2**40)]

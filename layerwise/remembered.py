@@ -38,10 +38,9 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
         return source, overrides, load_recipe(source)
     words = [f"--set={override}" for override in overrides]
     if altered is not None:
-        command = shlex.join(["layerwise", "status", f"--recipe={source}", *words, f"--run-dir={folder}"])
         raise UsageError(
             f"the recipe file of {folder} was edited since you named it ({', '.join(altered)}), so it is not run. "
-            f"Name it again with: {command}"
+            f"Name it again with: {trust.name_again(source, overrides, folder)}"
         )
     try:
         recipe = _from_files(folder)

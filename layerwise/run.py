@@ -87,7 +87,7 @@ class Run:
         self, source: str, overrides: Sequence[str], data_dir: Path | None, as_written: Recipe
     ) -> Iterator[None]:
         """Follow this recipe from now on, unless the block refuses it: then the run follows the one it did before."""
-        paths = [self.folder / name for name in ("run.json", "recipe.json")]
+        paths = [self.folder / name for name in ("run.json", "recipe.json", "expected.json")]
         kept = {path: content for path in paths if (content := read_file(path, JSON_BYTES)) is not None}
         last = {override.partition("=")[0].strip(): override for override in overrides}
         self.follow(source, list(last.values()), data_dir, as_written)

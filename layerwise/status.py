@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +17,40 @@ from layerwise.findings import intact
 from layerwise.identity import differences
 from layerwise.made_from import cache_made_from, probe_made_from, stage_made_from
 from layerwise.metrics import METRICS, read_metrics
-from layerwise.records import CHECKPOINT, PROBE, RECIPE, STAGE, ExpectedRecord, StageRecord, read_record
+from layerwise.records import CHECKPOINT, EXPECTED, PROBE, RECIPE, STAGE, ExpectedRecord, StageRecord, read_record
 from layerwise.run import cache_location
+from layerwise.run_files import FOLDERS, LOCK, RECORDS
+from layerwise.storage import JSON_BYTES, read_file
 from layerwise.window import note_of, rolling_at
+
+NOTE = "expected.json"
 
 
 class Unsure(Exception):
     """Something below is missing or damaged, so that what rests on it cannot be compared; the message says what."""
+
+
+def read_expected(folder: Path) -> ExpectedRecord | None:
+    """What the recipe that a run follows asks for; None where that was not noted for this recipe, or makes no sense.
+
+    Raises:
+        DamagedData: the note is not what was written.
+    """
+    found = read_record(folder / NOTE, EXPECTED)
+    if found is None or found["recipe"] != recipe_digest(folder):
+        return None
+    for number, module in enumerate(found["modules"], 1):
+        group = module["group"]
+        if group != [*range(group[0], group[-1] + 1)] or number not in group or group[-1] > len(found["modules"]):
+            return None
+        if not isinstance(module["stage"].get("inputs", {}), dict):
+            return None
+    return found
+
+
+def recipe_digest(folder: Path) -> str:
+    """sha256 of a run's recipe.json, by which expected.json names what it is of."""
+    return hashlib.sha256(read_file(folder / "recipe.json", JSON_BYTES) or b"").hexdigest()
 
 
 def status(folder: Path, expected: ExpectedRecord) -> dict[str, Any]:
@@ -116,7 +146,7 @@ class _Look:
 
     def bytes(self, modules: list[dict[str, Any]]) -> int:
         """Of the run's own files, and of its caches wherever they lie."""
-        own = sum(path.lstat().st_size for path in self.folder.rglob("*") if path.is_file())
+        own = sum(_sizes(self.folder))
         elsewhere = 0 if self.url is None else sum(module["cache"]["bytes"] for module in modules)
         return own + elsewhere
 
@@ -131,9 +161,12 @@ class _Look:
             if facts["stored"] and module["cache"]["state"] != "valid":
                 mend = ["--repair"] if module["cache"]["state"] == "damaged" else []
                 return self.command("cache", "--module", str(number), *mend)
-        if any(module["probe"] is None for module in modules):
-            return self.command("run")
-        return None
+        if not self.expected["labelled"]:
+            return None
+        probes = [module["probe"] for module in modules]
+        if any(probe is not None and probe.get("state") == "damaged" for probe in probes):
+            return self.command("verify")
+        return self.command("run") if None in probes else None
 
     def command(self, *words: str) -> str:
         return shlex.join(["layerwise", *words, "--run-dir", str(self.folder)])
@@ -187,3 +220,12 @@ class _Look:
         rolls, below = (note_of(self.caches, of).exists() for of in (number, number - 1))
         part = self.expected["modules"][number - 1]["cache"]
         return cache_made_from(part, self._weights(number), storage, rolls=rolls, below_rolls=below)
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Bytes of each file where a run has its own; of a link, its own. The folder may hold more, of the user's."""
+    files = [folder / name for name in (*RECORDS, LOCK)]
+    files += [Path(place, name) for of in FOLDERS for place, _, names in os.walk(folder / of) for name in names]
+    for file in files:
+        with suppress(FileNotFoundError):  # a command may be at work
+            yield file.lstat().st_size

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -59,6 +60,12 @@ def changes(path: Path, say: Say) -> list[str] | None:
     now = local_files(path)
     altered = [str(file) for name, file in now.items() if before.get(name) != digest(file)]
     return altered + [name for name in before if name not in now]
+
+
+def name_again(source: str, overrides: Sequence[str], folder: Path) -> str:
+    """The command that names the recipe file of a run, as it is now, and changes nothing."""
+    words = (f"--set={override}" for override in overrides)
+    return shlex.join(["layerwise", "status", f"--recipe={source}", *words, f"--run-dir={folder}"])
 
 
 def _note(path: Path) -> tuple[Path, Path]:

@@ -127,7 +127,7 @@ def _percent(result: Mapping[str, Any]) -> str:
 def status_table(found: Mapping[str, Any]) -> None:
     title = f"{found['run']} (recipe {found['recipe']}), {size(found['bytes'])} on disk"
     made = table(title, "module", "stage", "loss", "validation", "cache", "probe, %")
-    reasons = []
+    reasons = [] if found["edited"] is None else [found["edited"]]
     for module in found["modules"]:
         stage, cache, probe = module["stage"], module["cache"], module["probe"]
         epochs = f", {counted(stage['epochs'], 'epoch')}" if "epochs" in stage else ""

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
+from layerwise.run import remember_last
+from layerwise.storage import read_json, write_json
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
 
@@ -20,14 +24,29 @@ def call(*arguments: str) -> Result:
     return CliRunner().invoke(main, arguments, catch_exceptions=False)
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the run."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        here.setenv("XDG_STATE_HOME", str(folder / "state"))
+        assert call("stage", "1", "--recipe", RECIPE, "--set", "training.epochs=1").exit_code == 0
+        for words in ("cache --module 1", "stage 2", "probe --module 1", "probe --module 2"):
+            assert call(*words.split()).exit_code == 0
+    return folder
+
+
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two modules trained, one cache, a probe of each."""
+def run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two modules trained, one cache, a probe of each; the recipe was named on this machine."""
     monkeypatch.chdir(tmp_path)
-    assert call("stage", "1", "--recipe", RECIPE, "--set", "training.epochs=1").exit_code == 0
-    for command in (["cache", "--module", "1"], ["stage", "2"], ["probe", "--module", "1"], ["probe", "--module", "2"]):
-        assert call(*command).exit_code == 0
-    return tmp_path / "runs" / "tiny"
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    shutil.copytree(made / "state", tmp_path / "state")
+    shutil.copytree(made / "runs", tmp_path / "runs")
+    folder = tmp_path / "runs" / "tiny"
+    remember_last(folder)
+    return folder
 
 
 def states(kind: str) -> list[str]:
@@ -116,3 +135,75 @@ def test_settings_that_a_command_follows_are_compared_with(run: Path) -> None:
     other = json.loads(call("status", "--json", "--set", "seed=3").stdout)["modules"]
     assert other[0]["stage"]["state"] == "stale"
     assert "seed: 0 -> 3" in other[0]["stage"]["reason"]
+
+
+def told() -> Any:
+    result = call("status", "--json")
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def test_files_of_the_user_in_the_folder_are_not_counted(run: Path) -> None:
+    before = told()["bytes"]
+    (run / "notes.txt").write_text("mine" * 1000)
+    (run / "stages" / "1" / "link").symlink_to(run / "notes.txt")
+    assert before < told()["bytes"] < before + 1000, "the link itself"
+
+
+def test_a_note_of_another_recipe_is_not_believed(run: Path) -> None:
+    """As after a command that was killed, or refused, before it noted its own."""
+    kept = (run / "expected.json").read_bytes()
+    assert call("stage", "2", "--fresh", "--set", "training.batch_size=100000").exit_code != 0
+    assert states("stage") == ["trained", "trained", "not trained"], "a refused command changes nothing"
+    assert call("stage", "1", "--fresh", "--set", "seed=1").exit_code == 0
+    (run / "expected.json").write_bytes(kept)
+    assert states("stage") == ["trained", "stale", "not trained"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"group": [1, 3]},
+        {"group": [2]},
+        {"group": [1, 2, 3, 4]},
+        {"stage": {"inputs": 3}},
+        {"stage": {"inputs": {"weights": {}}}},
+        {"cache": {"a": [[]]}},
+    ],
+)
+def test_a_note_that_makes_no_sense_is_no_traceback(run: Path, change: dict[str, Any]) -> None:
+    note = read_json(run / "expected.json") or {}
+    note["modules"][0].update(change)
+    write_json(run / "expected.json", note)
+    told()
+
+
+def test_what_damage_or_no_labels_leave_to_do(run: Path) -> None:
+    while shlex.split(command := told()["next"])[1] != "run":
+        assert call(*shlex.split(command)[1:]).exit_code == 0
+    note = read_json(run / "expected.json") or {}
+    write_json(run / "expected.json", {**note, "labelled": False})
+    assert told()["next"] is None, "there is nothing to probe with"
+    write_json(run / "expected.json", note)
+    (run / "probes" / "1.json").write_text("{")
+    assert shlex.split(told()["next"])[1] == "verify"
+    assert call("verify").exit_code == 65
+
+
+def test_budgets_of_any_size(run: Path) -> None:
+    assert call("cache", "--module", "1", "--cache-budget", "20TB").exit_code == 0
+    assert states("cache")[0] == "valid"
+
+
+def test_an_edited_recipe_file_is_told_and_not_run(run: Path, tmp_path: Path) -> None:
+    canary, mine = tmp_path / "canary", tmp_path / "mine here.py"
+    mine.write_text(Path(RECIPE).read_text() + "recipe = recipe.model_copy(update={'name': 'mine'})\n")
+    assert call("stage", "1", "--recipe", str(mine)).exit_code == 0
+    assert told()["edited"] is None
+    mine.write_text(mine.read_text() + f"open({str(canary)!r}, 'w')\n")
+    edited = told()["edited"]
+    assert f"was edited since you named it ({mine})" in edited
+    assert not canary.exists()
+    assert call(*shlex.split(edited.rpartition("with: layerwise ")[2])).exit_code == 0
+    assert canary.exists()
+    assert told()["edited"] is None
