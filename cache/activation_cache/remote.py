@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +26,7 @@ from .errors import StoreError
 from .shard import Bytes
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
+_COPY = re.compile(r"[0-9a-f]{64}(\.\d+\.\d+)?")  # the name of a copy, or of one that is not whole yet
 _PART = 5 << 20  # bytes of a part of an upload; what is larger is put in parts
 CREDENTIALS = {  # scheme -> what tells who we are, unless `options` do
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role",
@@ -120,14 +123,21 @@ class RemoteStore:
         of its own), the file is read back.
         """
         for _ in range(ATTEMPTS):
-            if (put.get("e_tag") or "").strip('"') in _tags(data) or self.read(path) == data:
+            tag = (put.get("e_tag") or "").strip('"')
+            if tag == _tag(data, in_parts="-" in tag) or self._holds(path, data):
                 return
             put = self._call("writing", path, lambda ob, store: ob.put(store, path, data, chunk_size=_PART))
-        if self.read(path) != data:
+        if not self._holds(path, data):
             raise StoreError(
                 f"{self._url}/{path} arrives altered, {ATTEMPTS} times in a row; the network or the store is at fault: "
                 "write again when it is mended, and it goes on from here"
             )
+
+    def _holds(self, path: str, data: bytes) -> bool:
+        try:
+            return self.read(path) == data
+        except FileNotFoundError:
+            return False
 
     def delete(self, path: str) -> None:
         self.forget(path)
@@ -179,7 +189,9 @@ class RemoteStore:
         found = []
         for copy in self.folder.parent.glob("[0-9a-f]" * 16 + "/*"):
             with suppress(FileNotFoundError):  # another process removed it
-                known = copy.stat()
+                known = copy.lstat()
+                if not (_COPY.fullmatch(copy.name) and stat.S_ISREG(known.st_mode)):
+                    continue  # somebody else's: neither counted nor removed
                 found.append((known.st_mtime, copy, known.st_size))
         return found
 
@@ -219,14 +231,16 @@ class RemoteStore:
             raise StoreError(f"{self._url} cannot be opened: {_first_line(error)}; {todo}") from error
 
 
-def _tags(data: bytes) -> tuple[str, str]:
-    """The entity tags that S3 gives this content: put at once, and in parts of _PART bytes."""
+def _tag(data: bytes, in_parts: bool) -> str:
+    """The entity tag that S3 gives this content: put at once, or in parts of _PART bytes."""
 
     def md5(part: bytes | memoryview) -> Any:
         return hashlib.md5(part, usedforsecurity=False)
 
+    if not in_parts:
+        return str(md5(data).hexdigest())
     parts = [md5(memoryview(data)[at : at + _PART]).digest() for at in range(0, len(data), _PART)]
-    return md5(data).hexdigest(), f"{md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+    return f"{md5(b''.join(parts)).hexdigest()}-{len(parts)}"
 
 
 def _first_line(error: Exception) -> str:

@@ -27,6 +27,7 @@ truncate     the answer's body ends half way
 flip         a bit of the answer's body is another, if there is one
 flip upload  a bit of what is sent is another: a server that checks no signatures, as this one, stores it so
 deny         answered 403
+flip         the server gets the request with one byte of its body changed
 """
 
 
@@ -82,6 +83,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "flip upload":
             body = _flipped(body)
+        if fault == "flip" and body:
+            body = body[: len(body) // 2] + bytes([body[len(body) // 2] ^ 1]) + body[len(body) // 2 + 1 :]
         connection = http.client.HTTPConnection("127.0.0.1", self.server.behind)
         headers = {name: value for name, value in self.headers.items() if name.lower() != "connection"}
         try:
