@@ -59,7 +59,7 @@ def stale_caches(setup: Setup) -> dict[int, str]:
 def stale_windows(setup: Setup) -> dict[int, str]:
     """Module number to reason, for each rolling window of the run that holds what no stage will ever read again."""
     found = {}
-    for folder in sorted(setup.run.caches.glob("*-window")):
+    for folder in sorted(setup.run.window(1).parent.glob("*-window")):
         if not (name := folder.name.removesuffix("-window")).isdecimal():
             continue  # none of ours
         number = int(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -30,7 +31,10 @@ from layerwise.module_cache import (
 )
 from layerwise.rolling import mend_window, read_rolling
 from layerwise.room import Trained, settle
+from layerwise.run import cache_folder
+from layerwise.run_files import PLACE_FILE
 from layerwise.setup import Setup
+from layerwise.storage import write_json
 
 
 @with_its_threads
@@ -49,6 +53,7 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
     """
     names = stored_splits(setup)
     outputs = _outputs(setup, number, names)
+    _settle_place(setup, number)
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None
     splits = settle(setup, number, splits, outputs, calibration, trained)
@@ -61,6 +66,21 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
             setup.progress.note(f"cache of module {number}: resuming at sample {whole - left + 1:,} of {whole:,}")
         _fill(setup, number, writer, outputs)
     return open_cache(setup, number)
+
+
+def _settle_place(setup: Setup, number: int) -> None:
+    """Give the run a folder of its own below cache.url, so that another run of its name has another. Caches that an
+    earlier version wrote into the folder of its name stay in use.
+    """
+    note, url = setup.run.folder / PLACE_FILE, setup.recipe.cache.url
+    if url is None or note.exists():
+        return
+    name = cache_folder(setup.run.folder)
+    before = (activation_cache.inspect(setup.run.cache(n), cache_key(setup, n)) for n in range(1, number + 1))
+    if all(found.state in ("absent", "stale") or found.key is None for found in before):
+        name = f"{name[:200]}-{secrets.token_hex(4)}"
+    write_json(note, {"name": name})
+    setup.progress.note(f"the caches of this run lie in {url.rstrip('/')}/{name}")
 
 
 def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Calibration | None) -> CacheWriter:
@@ -82,6 +102,7 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         storage(setup),
         calibration=calibration,
         reserve=reserve,
+        budget=setup.recipe.cache.budget,
         threads=0 if setup.device.type == "cpu" else 1,  # a module's own threads keep every core of a CPU busy
     )
     if found.state == "damaged":
@@ -124,7 +145,7 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
                 f"Replace it with: {cache_command(setup, number)}"
             )
         damaged = {} if found.state == "partial" else dict(activation_cache.verify(location).damaged)
-        with activation_cache.repair(location, key) as writer:
+        with activation_cache.repair(location, key, budget=setup.recipe.cache.budget) as writer:
             names = {name for name, _ in writer.tracks()}
             written = _fill(setup, number, writer, _outputs(setup, number, names))
         slots = mend_window(setup, number)

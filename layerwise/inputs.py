@@ -86,10 +86,13 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
     )
     outputs = RecomputeFeed(source, load_frozen(setup, below), setup.device)
     fill = filling(setup, source, outputs, lambda values: as_stored(values, kept))
-    reserve = activation_cache.reserve(location) if setup.recipe.cache.budget is None else 0
+    budget = setup.recipe.cache.budget
+    reserve = activation_cache.reserve(location) if budget is None else 0
+    left = None if budget is None else budget - activation_cache.inspect(setup.run.cache(below)).bytes
+    slot_budget = None if left is None else max(left, 0) // (rolling.slots + 1)
     seed, device = setup.order_seed(number), setup.device
     errors = partial(cache_errors, setup, below)
-    return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve)
+    return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve, slot_budget)
 
 
 def _recomputed(setup: Setup, number: int) -> Feed:

@@ -101,7 +101,7 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     except activation_cache.Damaged as error:
         raise DamagedData(f"{without_advice(str(error))}. Mend it with: {command} --repair") from error
     except activation_cache.DoesNotFit as error:
-        raise WillNotFit(str(error)) from error
+        raise WillNotFit(f"{error}. {_more_room(setup, number, error)}") from error
     except activation_cache.Locked as error:
         raise RunLocked(str(error)) from error
     except activation_cache.StoreError as error:
@@ -115,6 +115,14 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
 def without_advice(message: str) -> str:
     """A message of the cache without its general advice at the end, for where ours, a command, takes its place."""
     return re.sub(r"; (?:write it|repair the cache at )[^;]*$", "", message)
+
+
+def _more_room(setup: Setup, number: int, error: activation_cache.DoesNotFit) -> str:
+    """What to type where a writer met the end of the disk or of the budget: less was left out than was estimated."""
+    budget, free = setup.recipe.cache.budget, activation_cache.free(setup.run.cache(number))
+    if budget is not None and (free is None or free >= error.needed):
+        return f"Allow more with: {setup.command(f'cache --module {number}', f'cache.budget={budget * 5 // 4}')}"
+    return f"With room on the disk, go on with: {cache_command(setup, number)}"
 
 
 def cache_command(setup: Setup, number: int) -> str:

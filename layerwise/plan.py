@@ -82,7 +82,7 @@ class Plan:
             return "\n".join(["will not fit:", self.why_not()])
         disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
         if self.disk_free is None:
-            disk += " on an object store"
+            disk += " on an object store, and windows that roll on this machine"
         else:
             if self.disk_needed is not None and self.disk_needed > self.disk_free:
                 disk += ", more than there is, and so in windows that roll,"

@@ -214,6 +214,13 @@ class WindowRecord(TypedDict):
 
 
 @_exact
+class PlaceOfCaches(TypedDict):
+    """place.json: the run's own folder below cache.url."""
+
+    name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
+
+
+@_exact
 class EpochRecord(TypedDict):
     """A line of metrics.jsonl: the losses (nats) of each module that is trained there."""
 
@@ -244,6 +251,7 @@ STAGE = TypeAdapter(StageRecord)
 CHECKPOINT = TypeAdapter(CheckpointRecord)
 PROBE = TypeAdapter(ProbeRecord)
 WINDOW = TypeAdapter(WindowRecord)
+PLACE = TypeAdapter(PlaceOfCaches)
 EPOCH = TypeAdapter(EpochRecord)
 REPORT = TypeAdapter(ReportRecord)
 

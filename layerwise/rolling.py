@@ -56,6 +56,13 @@ def read_rolling(setup: Setup, number: int) -> Rolling | None:
     return rolling_at(window_note(setup, number), cache.budget, cache.renew, cache.window_epochs, least)
 
 
+def noted(setup: Setup, number: int) -> Rolling | None:
+    """As `read_rolling`, also where the window was settled for another budget."""
+    known, cache = read_record(window_note(setup, number), WINDOW), setup.recipe.cache
+    budget, least = None if known is None else known["budget"], setup.recipe.training.batch_size
+    return rolling_at(window_note(setup, number), budget, cache.renew, cache.window_epochs, least)
+
+
 def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
     """Note how a cache rolls, or that it does not, before it is written. Slots of another size are removed: their
     bytes are needed.
@@ -115,10 +122,11 @@ class WindowFeed(Feed):
         device: torch.device,
         errors: Callable[[], AbstractContextManager[None]],
         reserve: int,
+        slot_budget: int | None,
     ) -> None:
         self._fixed, self._epochs, self._batch_size, self._seed = fixed, rolling.epochs, batch_size, seed
         self._device, self._errors = device, errors
-        self._filler = Filler(window, fill, reserve)
+        self._filler = Filler(window, fill, reserve, slot_budget)
         self._turn = -1
         self._joined: JoinedSplits | None = None
         self.samples = window.samples

@@ -15,13 +15,15 @@ from layerwise.errors import NotReady, WillNotFit
 from layerwise.feeds import Feed
 from layerwise.frozen import frozen_digests, trained_inputs
 from layerwise.module_cache import as_stored, cache_command, cache_key, cached, storage
-from layerwise.rolling import SLOTS, least_slot, read_rolling, rolls, settle_rolling
+from layerwise.rolling import SLOTS, least_slot, noted, read_rolling, rolls, settle_rolling
 from layerwise.setup import Setup
 from layerwise.units import counted, size
 from layerwise.window import Rolling
 
 LARGER = 1.1
 """A window that could be larger by less than this factor stays: the free space of a disk always changes a little."""
+SAFE = 1.05
+"""Other samples may compress less than those that were measured, and a budget is enforced while writing."""
 Trained: TypeAlias = Literal["kept", "preferred", "ignored"]
 """The samples on which the next stage has trained: refuse any others; take them where they fit; or, since that stage
 will be trained again, take what fits now.
@@ -49,36 +51,41 @@ def settle(
     """
     kept, location, cache = storage(setup), setup.run.cache(number), setup.recipe.cache
     there = activation_cache.inspect(location, cache_key(setup, number))
-    ratio = _ratio(setup, outputs, calibration)
+    measured = _ratio(setup, outputs, calibration)
+    ratio = min(measured * SAFE, 1.0)
     whole = there.state == "valid" and not rolls(setup, number)
     needed = there.bytes if whole else activation_cache.estimate(splits, kept, ratio)
     room = activation_cache.available(location, cache.budget, [setup.run.window(number)])
-    left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * ratio:.0f}%"
+    left = "" if kept.codec == "none" else f", of which {kept.codec} leaves {100 * measured:.0f}%"
     limit = "" if room is None else f"; {'the budget is' if room == cache.budget else 'the disk has'} {size(room)}"
     setup.progress.note(f"cache of module {number}: about {size(needed)} in {kept.dtype}{left}{limit}")
-    if room is None:  # on an object store
-        room = 2 * needed
+    fits = room is None or needed <= room
     # A window on samples of something else had another size.
-    known = None if there.state == "stale" else read_rolling(setup, number)
+    known, same_budget = (
+        None if there.state == "stale" else noted(setup, number),
+        read_rolling(setup, number) is not None,
+    )
     inputs = None if trained == "ignored" else _trained_on(setup, number)
     stands = known is not None and inputs is not None and known.same_size(inputs.get("window"))
     rolling, train = None, replace(next(spec for spec in splits if spec.name == "train"), views=1)
     others = [spec for spec in splits if spec.name != "train"]
-    if needed > room or cache.renew:
+    if not fits or cache.renew:
         least = least_slot(setup.recipe.training.batch_size)
         if known is not None and stands and trained == "kept":
             least = known.slot_samples
-        rolling = _largest_window(setup, number, train, others, ratio, room, needed, least)
-    if known is not None and (rolling is None or known.slot_samples <= rolling.slot_samples):
-        near = inputs is None and rolling is not None and rolling.slot_samples <= LARGER * known.slot_samples
-        rolling = known if stands or near else rolling
+        rolling = _largest_window(setup, number, train, others, ratio, needed, least)
+        if known is not None and known.slot_samples <= rolling.slot_samples:
+            near = same_budget and inputs is None and rolling.slot_samples <= LARGER * known.slot_samples
+            rolling = known if stands or near else rolling
+    elif same_budget and stands:
+        rolling = known
     if trained == "kept" and inputs is not None:
-        _require_same(setup, number, inputs.get("window"), rolling, room, needed)
+        _require_same(setup, number, inputs.get("window"), rolling, needed, fits)
     if rolling is not None:
         setup.progress.note(
-            f"{'that does not fit' if needed > room else 'a part of them is renewed'}: the next stage trains on a "
-            f"window of {rolling.samples:,} of {train.samples:,} samples, a quarter of which is replaced every "
-            f"{counted(rolling.epochs, 'epoch')}"
+            f"{'a part of them is renewed' if fits else 'that does not fit'}: the next stage trains on a window of "
+            f"{rolling.samples:,} of {train.samples:,} samples, a quarter of which is replaced every "
+            f"{counted(rolling.epochs, 'epoch')}. It lies in {setup.run.window(number)}"
         )
     settle_rolling(setup, number, rolling)
     return list(splits) if rolling is None else others
@@ -97,7 +104,6 @@ def _largest_window(
     train: SplitSpec,
     others: Sequence[SplitSpec],
     ratio: float,
-    room: int,
     needed: int,
     least: int,
 ) -> Rolling:
@@ -108,14 +114,14 @@ def _largest_window(
     Raises:
         WillNotFit: not so many fit, or the samples differ in length.
     """
-    kept = storage(setup)
+    kept, besides = storage(setup), activation_cache.estimate(others, storage(setup), ratio)
+    room = _room_of_window(setup, number, besides)
     if None in train.shape:
         raise WillNotFit(
             f"the cache of module {number} takes about {size(needed)}. Its training samples differ in length, and a "
             "window rolls over samples of one length only: train on pieces of one length, or without cache.renew. "
             f"{_way_out(setup, number, room, needed)}"
         )
-    besides = activation_cache.estimate(others, kept, ratio)
     try:
         each = activation_cache.slot_samples(train, kept, room, slots=SLOTS, ratio=ratio, besides=besides, least=least)
     except DoesNotFit as error:
@@ -127,24 +133,42 @@ def _largest_window(
     return Rolling(SLOTS, each, setup.recipe.cache.window_epochs)
 
 
+def _room_of_window(setup: Setup, number: int, besides: int) -> int:
+    """Bytes for a window and the splits beside it, which take `besides`: of an object store's, the window alone lies
+    on this machine.
+    """
+    location, window, budget = setup.run.cache(number), setup.run.window(number), setup.recipe.cache.budget
+    if (room := activation_cache.available(location, None if _remote(setup, number) else budget, [window])) is not None:
+        return room
+    own = activation_cache.available(window)
+    assert own is not None  # a folder has a disk
+    return own + besides if budget is None else min(own + besides, budget)
+
+
+def _remote(setup: Setup, number: int) -> bool:
+    """Whether the cache lies on an object store, which knows no end."""
+    return activation_cache.free(setup.run.cache(number)) is None
+
+
 def _way_out(setup: Setup, number: int, room: int, needed: int) -> str:
     """What there is, and the commands that lead on: with `needed` bytes, or without a cache."""
-    location, budget = setup.run.cache(number), setup.recipe.cache.budget
-    free = activation_cache.free(location)
+    location, window, budget = setup.run.cache(number), setup.run.window(number), setup.recipe.cache.budget
     more, command = 0, cache_command(setup, number)
-    if free is not None:
-        own = sum(activation_cache.inspect(place).bytes for place in (location, setup.run.window(number)))
-        more = (free_needed(needed) if budget is None else needed) - own - free
+    disk = window if _remote(setup, number) else location
+    if room != budget:
+        free, own = activation_cache.free(disk), (activation_cache.inspect(place).bytes for place in (location, window))
+        there = (free or 0) + sum(own)
+        more = free_needed(needed) - there if budget is None else needed - there
     if budget is not None and budget < needed:
         command = setup.command(f"cache --module {number}", f"cache.budget={needed}")
-    there = f"The budget is {room:,} bytes" if room == budget else f"The disk has {room:,} bytes for it"
-    first = f"Free {more:,} more on the disk of {location}, then run" if more > 0 else "Run"
+    told = f"The budget is {room:,} bytes" if room == budget else f"The disk has {room:,} bytes for it"
+    first = f"Free {more:,} more on the disk of {disk}, then run" if more > 0 else "Run"
     without = without_caches(setup, setup.depth)
-    return f"{there}. {first}: {command}" + (f" ; or train without caches: {without}" if without is not None else "")
+    return f"{told}. {first}: {command}" + (f" ; or train without caches: {without}" if without is not None else "")
 
 
 def _require_same(
-    setup: Setup, number: int, before: Mapping[str, Any] | None, rolling: Rolling | None, room: int, needed: int
+    setup: Setup, number: int, before: Mapping[str, Any] | None, rolling: Rolling | None, needed: int, fits: bool
 ) -> None:
     """
     Raises:
@@ -158,7 +182,8 @@ def _require_same(
         f"To train stage {number + 1} again on {now}: {cache_command(setup, number)} && "
         f"{setup.command(f'stage {number + 1} --fresh')}"
     )
-    if before is None and needed > room:
+    if before is None and not fits:
+        room = activation_cache.available(setup.run.cache(number), setup.recipe.cache.budget) or 0
         raise WillNotFit(
             f"stage {number + 1} has trained on {then}, and the cache of module {number} takes {needed:,} bytes. "
             f"{_way_out(setup, number, room, needed)} ; {again}"

@@ -4,12 +4,14 @@ RUN/
   run.json                    recipe (name or path), overrides and the dataset's place: enough to go on
   expected.json               what its recipe asks for, for those who look at the run without it
   recipe.json                 the recipe as it is trained, every field, and as its file gives it
+  place.json                  the run's own folder below cache.url, where its caches lie there
   lock                        held while a command writes
   stages/1/module.safetensors the frozen module
   stages/1/stage.json         written last: what it was made from, its hash, how the training went
   stages/1/metrics.jsonl      a sealed line an epoch
   stages/1/checkpoint.json, checkpoint-STEP-EPOCH.safetensors     while it trains, and then to train it for more epochs
   caches/1/                   module 1's outputs, a Zarr v3 group
+  caches/1-window/            a rolling window on them, and 1.window.json: how it rolls
   probes/1.json               linear classifiers on module 1's representation
   report/                     report.html, its pictures, and manifest.json with their hashes
 """
@@ -25,8 +27,8 @@ from pathlib import Path
 from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.recipe import Recipe
 from layerwise.recipe_json import AS_WRITTEN, describe
-from layerwise.records import LAST, RECIPE, RUN, read_record
-from layerwise.run_files import lock, require_usable, sweep
+from layerwise.records import LAST, PLACE, RECIPE, RUN, read_record
+from layerwise.run_files import PLACE_FILE, lock, require_usable, sweep
 from layerwise.storage import JSON_BYTES, read_file, write_file, write_json
 
 RUNS = Path("runs")
@@ -53,12 +55,12 @@ class Run:
         return self.folder / "caches"
 
     def cache(self, number: int) -> Path | str:
-        """In the run's own folder, or below the URL that the recipe names, in a folder of the run's name."""
+        """In the run's own folder, or below the URL that the recipe names, in a folder that is this run's own."""
         return cache_location(self.folder, self.recipe.cache.url, number)
 
     def window(self, number: int) -> Path:
         """The rolling window on a cache that does not fit the disk."""
-        return self.caches / f"{number}-window"
+        return window_location(self.folder, self.recipe.cache.url, number)
 
     def probe(self, of: int | str) -> Path:
         """Of a module's representation, or of fixed features."""
@@ -116,8 +118,26 @@ class Run:
 
 def cache_location(folder: Path, url: str | None, number: int) -> Path | str:
     """Where the cache of module `number` of the run in `folder` lies; `url` is the recipe's cache.url."""
-    name = os.path.basename(os.path.abspath(folder))  # of `.` too, which has none itself
-    return folder / "caches" / str(number) if url is None else f"{url.rstrip('/')}/{name}/{number}"
+    return folder / "caches" / str(number) if url is None else f"{url.rstrip('/')}/{cache_folder(folder)}/{number}"
+
+
+def window_location(folder: Path, url: str | None, number: int) -> Path:
+    """Where a rolling window lies: beside its cache, or in the run where that is on an object store, since a window is
+    read and written too often to lie there.
+    """
+    if url is None or not url.startswith("file://"):
+        return folder / "caches" / f"{number}-window"
+    return Path(f"{cache_location(folder, url, number)}-window".removeprefix("file://"))
+
+
+def cache_folder(folder: Path) -> str:
+    """The folder below cache.url that holds the caches of the run in `folder`: as noted in the run, else of its name.
+
+    Raises:
+        DamagedData: the note is not what was written.
+    """
+    known = read_record(folder / PLACE_FILE, PLACE)
+    return known["name"] if known is not None else os.path.basename(os.path.abspath(folder))  # `.` has no name itself
 
 
 def run_name(recipe: Recipe) -> str:

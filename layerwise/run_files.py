@@ -29,6 +29,8 @@ STAGE_FOLDER = re.compile(r"\d{1,5}(-\d{1,5})?")
 """The folder of a module, or of modules that are trained together."""
 TENSORS = re.compile(r"checkpoint-\d+-\d+\.safetensors")
 """Those of a checkpoint."""
+PLACE_FILE = "place.json"
+"""Where caches lie that do not lie in the run."""
 CACHE = re.compile(r"\d{1,5}(-window)?")
 SLOT = re.compile(r"slot-\d{6,12}")
 """The folder of a slot of a rolling window."""
@@ -39,7 +41,7 @@ PAGE, MANIFEST = "report.html", "manifest.json"
 
 
 def _in_run(name: str) -> bool:
-    return name in RECORDS
+    return name in RECORDS or name == PLACE_FILE
 
 
 def _in_stage(name: str) -> bool:

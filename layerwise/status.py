@@ -18,7 +18,7 @@ from layerwise.identity import differences
 from layerwise.made_from import cache_made_from, probe_made_from, stage_made_from
 from layerwise.metrics import METRICS, read_metrics
 from layerwise.records import CHECKPOINT, EXPECTED, PROBE, RECIPE, STAGE, ExpectedRecord, StageRecord, read_record
-from layerwise.run import cache_location
+from layerwise.run import cache_location, window_location
 from layerwise.run_files import FOLDERS, LOCK, RECORDS
 from layerwise.storage import JSON_BYTES, read_file
 from layerwise.window import note_of, rolling_at
@@ -116,9 +116,9 @@ class _Look:
         return {"state": "trained", **told, **self._losses(trained, record["trained_with"], number)}
 
     def cache(self, number: int) -> dict[str, Any]:
-        location = self._location(number)
         try:
-            window = activation_cache.inspect(self.caches / f"{number}-window").bytes
+            location = self._location(number)
+            window = activation_cache.inspect(window_location(self.folder, self.url, number)).bytes
             try:
                 key = self._key(number)
             except (Unsure, DamagedData) as error:
@@ -127,7 +127,7 @@ class _Look:
                     return {"state": "unknown", "reason": str(error), "bytes": found.bytes + window}
             else:
                 found = activation_cache.inspect(location, key)
-        except CacheError as error:  # an object store that is not reached
+        except (CacheError, DamagedData) as error:  # an object store that is not reached; the note on its place
             return {"state": "unknown", "reason": str(error), "bytes": 0}
         return {"state": found.state, "reason": found.reason, "bytes": found.bytes + window}
 

@@ -24,6 +24,7 @@ from layerwise.records import (
     CHECKPOINT,
     DATASET,
     EXPECTED,
+    PLACE,
     PROBE,
     RECIPE,
     REPORT,
@@ -33,12 +34,13 @@ from layerwise.records import (
     CheckpointRecord,
     StageRecord,
 )
-from layerwise.run import cache_location
+from layerwise.run import cache_location, window_location
 from layerwise.run_files import (
     CACHE,
     FOLDERS,
     LOCK,
     MANIFEST,
+    PLACE_FILE,
     RECORDS,
     SLOT,
     STAGE_FOLDER,
@@ -285,9 +287,13 @@ def _verify_caches(found: Verification, note: Callable[[str], None]) -> None:
     places: list[tuple[int, Path | str]] = []
     recipe = intact(found.run / "recipe.json", RECIPE)
     url = None if recipe is None else recipe["cache"].get("url")
-    if url is not None:
+    place = found.run / PLACE_FILE
+    known = not os.path.lexists(place) or found.read(place, PLACE, f"rm {shlex.quote(str(place))}") is not None
+    if url is not None and known:
         numbers = {int(stage.name) for stage in _stages(found) if stage.name.isdecimal()}
         places += [(number, cache_location(found.run, url, number)) for number in sorted(numbers)]
+        windows = [window_location(found.run, url, number) for number in sorted(numbers)]
+        local += [window for window in windows if window.is_dir() and window not in local]
     for cache in local:
         number = int(cache.name.split("-")[0])
         try:

@@ -6,11 +6,13 @@ import pytest
 
 from layerwise.caching import write_cache
 from layerwise.errors import NotReady, StoppedEarly
+from layerwise.expected import expected
 from layerwise.frozen import load_frozen, stage_record
 from layerwise.progress import Silent
 from layerwise.recipe_loader import apply_overrides
-from layerwise.results import curve, status
+from layerwise.results import curve
 from layerwise.schedule import run_stage, run_together
+from layerwise.status import status
 from layerwise.verification import verify_run
 from tests.conftest import TINY
 from tests.test_stage import StopAt, weights
@@ -120,7 +122,10 @@ def test_what_rests_on_it_is_stale_and_the_commands_are_told(make_setup):
         f"layerwise stage 2 --fresh {here}",
         f"layerwise cache --module 2 {here}",
     ]
-    states = [(module["stage"]["state"], module["cache"]["state"]) for module in status(longer)["modules"]]
+    states = [
+        (module["stage"]["state"], module["cache"]["state"])
+        for module in status(longer.run.folder, expected(longer))["modules"]
+    ]
     assert states == [("trained", "stale"), ("stale", "stale"), ("not trained", "absent")]
 
 

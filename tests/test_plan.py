@@ -88,7 +88,7 @@ def test_the_disk_is_the_one_where_caches_lie(make_setup, monkeypatch, tmp_path)
     monkeypatch.setattr(activation_cache, "inspect", lambda location: Status("absent", "", 0, {}, None))
     remote = plan_of(make_setup, "cache.url=s3://bucket/prefix")
     assert remote.fits
-    assert "on an object store for caches" in str(remote)
+    assert "on an object store, and windows that roll on this machine for caches" in str(remote)
     assert not plan_of(make_setup, "cache.url=s3://bucket/prefix", "cache.budget=1000").fits
 
 

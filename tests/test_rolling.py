@@ -14,11 +14,12 @@ import activation_cache
 from layerwise.cache_report import stale_windows
 from layerwise.caching import write_cache
 from layerwise.errors import NotReady, StoppedEarly, WillNotFit
+from layerwise.expected import expected
 from layerwise.inputs import stage_inputs
 from layerwise.module_cache import cached
-from layerwise.results import status
 from layerwise.rolling import Rolling, WindowFeed, read_rolling
 from layerwise.schedule import run_stage
+from layerwise.status import status
 from layerwise.storage import read_json
 from tests.conftest import TINY
 
@@ -178,7 +179,7 @@ def test_a_window_on_something_else_is_sized_anew(begun, make_setup):
 def test_status_counts_the_window_and_nothing_of_it_is_left_behind(begun, make_setup):
     setup = begun()
     run_stage(setup, 2)
-    told = status(setup)["modules"][0]["cache"]
+    told = status(setup.run.folder, expected(setup))["modules"][0]["cache"]
     assert told["state"] == "valid"
     window = bytes_in(setup.run.window(1))
     assert told["bytes"] == bytes_in(setup.run.cache(1)) + window > window > 0

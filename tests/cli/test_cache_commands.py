@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -93,11 +94,51 @@ def test_usage(layerwise):
 def test_a_cache_elsewhere(layerwise, tmp_path):
     url = ("--cache-url", f"file://{tmp_path}/elsewhere")
     assert layerwise("cache", "--module", 1, *url).exit_code == 0
-    assert open_cache(tmp_path / "elsewhere/tiny/1").splits["train"].samples
+    (own,) = (tmp_path / "elsewhere").iterdir()
+    assert re.fullmatch(r"tiny-[0-9a-f]{8}", own.name)
+    assert open_cache(own / "1").splits["train"].samples
     shutil.rmtree("runs/tiny/caches")
     assert layerwise("stage", 2).exit_code == 0, "the run remembers where its caches are"
     assert layerwise("verify").exit_code == 0
     assert layerwise("stage", 1, "--cache-url", "ftp://x").exit_code == 2
+
+
+def test_two_runs_of_one_name_share_a_url_and_no_cache(layerwise, tmp_path):
+    url = ("--cache-url", f"file://{tmp_path}/elsewhere")
+    assert layerwise("cache", "--module", 1, *url).exit_code == 0
+    other = tmp_path / "other/tiny"
+    shutil.copytree("runs/tiny/stages", other / "stages")
+    for name in ("run.json", "recipe.json", "dataset.json", "expected.json"):
+        shutil.copy(f"runs/tiny/{name}", other)
+    assert layerwise("cache", "--module", 1, "--run-dir", other, *url).exit_code == 0
+    assert len(list((tmp_path / "elsewhere").iterdir())) == 2
+    assert layerwise("verify", "--run-dir", other).exit_code == 0
+    (other / "place.json").write_text("{}")
+    damaged = layerwise("verify", "--run-dir", other)
+    assert damaged.exit_code == 65
+    assert "place.json" in damaged.output
+
+
+def test_caches_that_an_earlier_version_wrote_stay_in_use(layerwise, tmp_path):
+    assert layerwise("cache", "--module", 1).exit_code == 0
+    shutil.move("runs/tiny/caches/1", tmp_path / "elsewhere/tiny/1")  # in the folder of the run's name
+    url = ("--cache-url", f"file://{tmp_path}/elsewhere")
+    assert layerwise("stage", 2, *url).exit_code == 0
+    assert layerwise("cache", "--module", 2, *url).exit_code == 0
+    assert [path.name for path in (tmp_path / "elsewhere").iterdir()] == ["tiny"]
+
+
+def test_a_window_lies_beside_its_cache(layerwise, tmp_path):
+    url = ("--cache-url", f"file://{tmp_path}/elsewhere", "--cache-budget", "4MB")
+    assert layerwise("cache", "--module", 1, *url).exit_code == 0
+    assert layerwise("stage", 2).exit_code == 0
+    (own,) = (tmp_path / "elsewhere").iterdir()
+    assert list((own / "1-window").glob("slot-*"))
+    assert not list(Path("runs/tiny").rglob("slot-*"))
+    assert layerwise("verify").exit_code == 0
+    slot = next(path for path in own.glob("1-window/slot-*/train/values/**/0") if path.is_file())
+    slot.write_bytes(slot.read_bytes()[:-1])
+    assert layerwise("verify").exit_code == 65
 
 
 def test_a_store_that_is_not_reached_is_said_in_one_line(layerwise, monkeypatch):
@@ -107,7 +148,7 @@ def test_a_store_that_is_not_reached_is_said_in_one_line(layerwise, monkeypatch)
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_ALLOW_HTTP", "true")
-    for command in (["status"], ["plan"], ["stage", 2], ["cache", "--module", 1], ["cache", "--prune"]):
+    for command in (["plan"], ["stage", 2], ["cache", "--module", 1], ["cache", "--prune"]):
         result = layerwise(*command, "--set", "cache.url=s3://bucket/prefix")
         assert result.exit_code == 1
         assert "check the network" in result.stderr
@@ -116,7 +157,9 @@ def test_a_store_that_is_not_reached_is_said_in_one_line(layerwise, monkeypatch)
 def test_the_url_of_a_run_names_its_folder(layerwise, tmp_path, monkeypatch):
     monkeypatch.chdir("runs/tiny")
     assert layerwise("cache", "--module", 1, "--run-dir", ".", "--cache-url", f"file://{tmp_path}/e").exit_code == 0
-    assert (tmp_path / "e/tiny/1/zarr.json").exists()
+    (own,) = (tmp_path / "e").iterdir()
+    assert own.name.startswith("tiny-")
+    assert (own / "1/zarr.json").exists()
     for url in ("s3:///prefix", "file:///", "file://relative/path", "file://"):
         assert layerwise("status", "--run-dir", ".", "--set", f"cache.url={url}").exit_code == 2
 

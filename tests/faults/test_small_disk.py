@@ -201,3 +201,26 @@ def test_a_whole_cache_is_not_used_under_a_smaller_budget(make_setup) -> None:
     assert rolls(tight, 1)
     run_stage(tight, 2, fresh=True)
     assert bytes_in(tight.run.caches) <= 4_200_000
+
+
+@pytest.mark.parametrize("renew", ["false", "true"])
+def test_a_budget_is_kept_while_writing_and_the_message_leads_to_one_that_is_enough(
+    trained, tmp_path, monkeypatch, renew
+) -> None:
+    """Where samples compress less than those that were measured."""
+    folder = begin(trained, tmp_path / "run")
+    monkeypatch.setattr(activation_cache, "measured_ratio", lambda *_: 0.5)
+    budget, first = 3_000_000, ["cache", "--module", "1"]
+    advised = [*first, "--run-dir", str(folder), "--set=cache.codec=none", f"--set=cache.budget={budget}"]
+    advised.append(f"--set=cache.renew={renew}")
+    for _ in range(12):
+        code, message = message_of(advised)
+        if not code:
+            code, message = message_of(["stage", "2", "--run-dir", str(folder)])
+        assert bytes_in(folder / "caches") <= budget
+        if not code:
+            break
+        assert code == 3, message
+        (advised, *_) = commands(message)
+        budget = int(next(word.partition("budget=")[2] for word in advised if "budget=" in word))
+    assert not code
