@@ -81,7 +81,7 @@ def look_through(
         if fresh:
             try:
                 write_json(place, {"files": {**known, **fresh}})
-            except (OSError, WillNotFit) as error:  # only the time that the next look takes
+            except (OSError, WillNotFit, DamagedData) as error:  # only the time that the next look takes
                 progress.note(f"every command will look at all of these files again: {error}")
 
 
