@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -82,6 +82,7 @@ def fingerprint(module: nn.Module) -> str:
 class GivenData(DatasetSettings):
     """Datasets that were made in Python."""
 
+    probed_apart: ClassVar[bool] = True
     sources: tuple[str, ...] = Field((), description="sha256 of the code of datasets and transforms of one's own")
     revision: str = Field(
         "", description="changes what stages and caches were made from, where no digest sees a change"

@@ -23,6 +23,7 @@ from layerwise.made_from import cache_made_from
 from layerwise.rolling import read_rolling, rolls
 from layerwise.setup import Setup
 
+PROBED = ("probe", "test")
 CALIBRATION_SAMPLES = 512  # where a sample has one number a channel, 64 leave an error twice as large
 
 
@@ -47,8 +48,8 @@ def cache_part(setup: Setup, number: int) -> dict[str, Any]:
     causes: dict[str, Any] = {
         "module": number,
         "seed": recipe.seed,
-        "dataset": recipe.dataset.identity(of_stages=not recipe.cache.probe_splits),
-        "manifest": {name: setup.facts.manifest[name] for name in stored_splits(setup)},
+        "dataset": recipe.dataset.identity(of_stages=recipe.dataset.probed_apart),
+        "manifest": {name: value for name, value in setup.facts.manifest.items() if name in _splits(setup)},
         "network": recipe.network.through(number),
         "views": recipe.cache.views,
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
@@ -60,7 +61,12 @@ def cache_part(setup: Setup, number: int) -> dict[str, Any]:
 
 def stored_splits(setup: Setup) -> list[str]:
     """The names of the splits that a cache of this recipe holds."""
-    return [name for name in setup.facts.sizes if setup.recipe.cache.probe_splits or name not in ("probe", "test")]
+    return [name for name in _splits(setup) if setup.recipe.cache.probe_splits or name not in PROBED]
+
+
+def _splits(setup: Setup) -> list[str]:
+    """The names of those that a cache may hold."""
+    return [name for name in setup.facts.sizes if not (setup.recipe.dataset.probed_apart and name in PROBED)]
 
 
 def stored_inputs(setup: Setup, number: int) -> str | None:

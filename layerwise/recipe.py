@@ -133,6 +133,9 @@ def codes(value: object, path: str = "") -> dict[str, JsonValue]:
 class DatasetSettings(Settings, ABC):
     """Where samples come from and how they are turned into inputs."""
 
+    probed_apart: ClassVar[bool] = False
+    """Whether the labelled samples that probes see may come after stages and caches, which then do not hold them."""
+
     @abstractmethod
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         """The splits, ready to read; `progress` is told of a download or a long look through the files.

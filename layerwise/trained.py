@@ -105,7 +105,7 @@ def train(
         objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective),
         optimiser=optimiser or Optimiser(),
         training=Training(batch_size=batch_size, epochs=epochs, max_memory=max_memory, **training),
-        cache=CacheSettings(dtype=cache, probe_splits=False),
+        cache=CacheSettings(dtype=cache),
         feed=feed,
         schedule=schedule,
         seed=seed,
