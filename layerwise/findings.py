@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Iterable
 from contextlib import suppress
@@ -17,6 +18,15 @@ from layerwise.storage import JSON_BYTES, file_sha256, read_file, sealed_json, u
 
 Form = TypeVar("Form")
 SHOWN = 20
+LAST = 10**6
+
+
+def _place(mend: str) -> tuple[int, int]:
+    """Of a command among others."""
+    found = re.search(r"layerwise (?:(stage) (\d+)|(cache) --module (\d+))", mend)
+    if found is None:
+        return (0, 0) if "layerwise" not in mend else (LAST, 0)
+    return (int(found[2]), 0) if found[1] else (int(found[4]), 1)
 
 
 @dataclass
@@ -46,6 +56,10 @@ class Verification:
         self.damaged.setdefault(str(path), reason)
         if mend and mend not in self.mends:
             self.mends.append(mend)
+
+    def order_mends(self) -> None:
+        """Each command after those whose results it reads: a module, its cache, the module above; then the rest."""
+        self.mends.sort(key=_place)
 
     def as_json(self) -> dict[str, Any]:
         found = {name: value for name, value in vars(self).items() if name != "known"}

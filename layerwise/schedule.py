@@ -19,6 +19,7 @@ from layerwise.frozen import (
     frozen_weights,
     meant_for_one,
     require_stage,
+    require_stages,
     stage_identity,
     to_make_again,
 )
@@ -48,21 +49,33 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
     setup.require_module(number)
     if len(setup.group(number)) > 1:
         return run_together(setup, fresh=fresh)[number - 1]
-    if not fresh and (record := finished(setup, number)) is not None:
-        setup.progress.note(f"module {number} is trained and frozen already")
-        return record
     try:
+        if not fresh and (record := finished(setup, number)) is not None:
+            setup.progress.note(f"module {number} is trained and frozen already")
+            return record
         feed = stage_inputs(setup, number)
     except NotReady as error:
-        if meant := meant_for_one(setup, number):
-            alone = setup.command(f"stage {number}", *meant)
-            raise NotReady(f"{error}. If the new settings are for module {number} alone: {alone}") from error
-        raise
+        raise _of_the_lowest(setup, number, error) from error
     noise = for_stage(setup.recipe, number).training.noise
     if number > 1 and noise > 0:
         feed = NoisyFeed(feed, noise, derive_seed(setup.recipe.seed, "noise", number))
     _train_and_freeze(setup, [number], feed, fresh)
     return require_stage(setup, number)
+
+
+def _of_the_lowest(setup: Setup, number: int, error: NotReady) -> NotReady:
+    """What stands in the way of a stage: of the lowest module that does not fit the settings, since those above it
+    cannot be trained before it; and how to set what was asked for in this module alone.
+    """
+    try:
+        require_stages(setup, number - 1)
+    except NotReady as below:
+        if meant := meant_for_one(setup, number):
+            trained = (setup.run.stage(number) / "stage.json").exists()
+            alone = setup.command(f"stage {number}{' --fresh' if trained else ''}", *meant)
+            return NotReady(f"{below}. If the new settings are for module {number} alone: {alone}")
+        return below
+    return error
 
 
 def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:

@@ -69,6 +69,7 @@ def verify_run(run: Path, note: Callable[[str], None] = lambda _: None) -> Verif
         part(found)
     _verify_caches(found, note)
     _find_unexpected(found)
+    found.order_mends()
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
@@ -18,17 +19,16 @@ ENDS = (";", "&&")
 def commands(message: str) -> list[list[str]]:
     """The arguments of each `layerwise COMMAND …` in a message, without the program's name.
 
-    A command ends where the message does, or at a word of its own that ends commands in a shell.
+    A command ends where the message does, where a shell would end it, or with a full stop.
     """
     found = []
     for begin in BEGINS.finditer(message):
-        words = shlex.shlex(message[begin.end() :], posix=True)
+        words = shlex.shlex(message[begin.end() :], posix=True, punctuation_chars=";&")
         words.whitespace_split, words.commenters = True, ""
-        arguments = []
-        for word in words:
-            if word in ENDS:
-                break
-            arguments.append(word)
+        arguments = list(itertools.takewhile(lambda word: word not in ENDS, words))
+        ends = next((index for index, word in enumerate(arguments) if word.endswith(".")), None)
+        if ends is not None:  # a full stop, and what comes after it
+            arguments = [*arguments[:ends], arguments[ends].removesuffix(".")]
         found.append(arguments)
     return found
 
