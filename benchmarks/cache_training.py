@@ -73,11 +73,11 @@ def _small_step() -> Callable[[torch.Tensor], None]:
 
 
 def _module_2_step() -> Callable[[torch.Tensor], None]:
-    from layerwise.feeds import Batch
-    from layerwise.recipe_loader import load_recipe
+    from layerwise.recipe.learner import make_learner
+    from layerwise.recipe.loader import load_recipe
     from layerwise.seeding import seeded
-    from layerwise.setup import make_learner
-    from layerwise.step import Arithmetic, train_step
+    from layerwise.training.feeds import Batch
+    from layerwise.training.step import Arithmetic, train_step
 
     recipe, device = load_recipe("stl10"), torch.device("cpu")
     with seeded(0, "modules"):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import click
 
-from layerwise.memory.rows import Asked, Found, Row, depth_rows, work_out
-from layerwise.render.memory import depth_chart
+from layerwise.paper.memory_report import depth_chart
+from layerwise.paper.memory_rows import Asked, Found, Row, depth_rows, work_out
 
 RESULTS = Path(__file__).parent / "results"
 

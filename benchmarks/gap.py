@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from layerwise.paper import Training
+from layerwise.paper.numbers import Training
 
 RESULTS = Path(__file__).parent / "results"
 NOISE = 0.25  # of each input's deviation
@@ -56,13 +56,13 @@ def main(
 ) -> None:
     import torch
 
-    from layerwise.frozen import require_stage
-    from layerwise.probe import probe_module
+    from layerwise.files.storage import write_file, write_json
+    from layerwise.paper.reproduce import Ground
+    from layerwise.pipeline.frozen import require_stage
+    from layerwise.pipeline.probe import probe_module
+    from layerwise.pipeline.results import curve
     from layerwise.render.progress import console_progress
-    from layerwise.reproduce import Ground
-    from layerwise.results import curve
     from layerwise.stopping import Stopping
-    from layerwise.storage import write_file, write_json
 
     equal = (f"training.epochs={epochs}", f"training.patience={epochs}", "training.keep=last")
     arms: dict[str, list[dict[str, Any]]] = {arm: [] for arm in ARMS}

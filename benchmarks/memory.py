@@ -27,11 +27,11 @@ from benchmarks.machine import in_words, machine
 from layerwise.memory import fit
 from layerwise.memory.measure import measure
 from layerwise.memory.predict import stage_batch
-from layerwise.memory.rows import STEPS, Asked, Row, row_recipe, samples_of
 from layerwise.nets.module import Module
+from layerwise.paper.memory_rows import STEPS, Asked, Row, row_recipe, samples_of
+from layerwise.recipe.learner import make_learner
 from layerwise.seeding import seeded
-from layerwise.setup import make_learner
-from layerwise.step import Arithmetic, Learner
+from layerwise.training.step import Arithmetic, Learner
 
 RESULTS = Path(__file__).parent / "results"
 ONE = ("micro_batch=1",)

@@ -9,22 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.caching import write_cache
-    from layerwise.frozen import load_frozen
-    from layerwise.module_cache import open_cache
+    from layerwise.api import Encoder, Trained, train
+    from layerwise.data.settings import DatasetSettings
     from layerwise.nets.group_norm import group_norm
     from layerwise.nets.module import Encoded, Module
+    from layerwise.nets.settings import NetworkSettings
     from layerwise.nets.split import split
     from layerwise.objectives.cross_entropy import CrossEntropy
     from layerwise.objectives.infonce import PatchInfoNCE
     from layerwise.objectives.objective import Context, Objective
-    from layerwise.probe import probe_module
-    from layerwise.recipe import DatasetSettings, NetworkSettings, ObjectiveSettings, Recipe
-    from layerwise.recipe_loader import load_recipe
-    from layerwise.run import Run, open_run
-    from layerwise.schedule import run_all, run_stage
-    from layerwise.setup import Setup
-    from layerwise.trained import Encoder, Trained, train
+    from layerwise.objectives.settings import ObjectiveSettings
+    from layerwise.pipeline.caching import write_cache
+    from layerwise.pipeline.frozen import load_frozen
+    from layerwise.pipeline.module_cache import open_cache
+    from layerwise.pipeline.probe import probe_module
+    from layerwise.pipeline.run import Run, open_run
+    from layerwise.pipeline.schedule import run_all, run_stage
+    from layerwise.pipeline.setup import Setup
+    from layerwise.recipe.loader import load_recipe
+    from layerwise.recipe.recipe import Recipe
 
 __all__ = [
     "Context",
@@ -55,22 +58,22 @@ __all__ = [
 ]
 
 _HOMES = {
-    "caching": ("write_cache",),
-    "frozen": ("load_frozen",),
-    "module_cache": ("open_cache",),
+    "pipeline.caching": ("write_cache",),
+    "pipeline.frozen": ("load_frozen",),
+    "pipeline.module_cache": ("open_cache",),
     "nets.group_norm": ("group_norm",),
     "nets.module": ("Encoded", "Module"),
     "nets.split": ("split",),
     "objectives.cross_entropy": ("CrossEntropy",),
     "objectives.infonce": ("PatchInfoNCE",),
     "objectives.objective": ("Context", "Objective"),
-    "probe": ("probe_module",),
+    "pipeline.probe": ("probe_module",),
     "recipe": ("DatasetSettings", "NetworkSettings", "ObjectiveSettings", "Recipe"),
-    "recipe_loader": ("load_recipe",),
-    "run": ("Run", "open_run"),
-    "schedule": ("run_all", "run_stage"),
-    "setup": ("Setup",),
-    "trained": ("Encoder", "Trained", "train"),
+    "recipe.loader": ("load_recipe",),
+    "pipeline.run": ("Run", "open_run"),
+    "pipeline.schedule": ("run_all", "run_stage"),
+    "pipeline.setup": ("Setup",),
+    "api": ("Encoder", "Trained", "train"),
 }
 
 

@@ -13,9 +13,9 @@ import torch
 from layerwise.data.digits import Digits
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.infonce import PatchInfoNCE
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import CacheSettings, Optimiser, Probe, Recipe, Training
-from layerwise.run import open_run
-from layerwise.setup import Setup
 
 TINY = Recipe(
     name="tiny",

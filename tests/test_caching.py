@@ -13,15 +13,15 @@ import torch
 import activation_cache
 from activation_cache import SplitSpec
 from activation_cache.quantise import dequantise
-from layerwise import caching
-from layerwise.caching import repair_cache, write_cache
 from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
-from layerwise.feeds import Batch, SampleShape
-from layerwise.module_cache import cache_errors, cached
-from layerwise.recipe_loader import apply_overrides
-from layerwise.rolling import rolls
-from layerwise.room import settle
-from layerwise.schedule import run_stage
+from layerwise.pipeline import caching
+from layerwise.pipeline.caching import repair_cache, write_cache
+from layerwise.pipeline.module_cache import cache_errors, cached
+from layerwise.pipeline.rolling import rolls
+from layerwise.pipeline.room import settle
+from layerwise.pipeline.schedule import run_stage
+from layerwise.recipe.loader import apply_overrides
+from layerwise.training.feeds import Batch, SampleShape
 from tests.conftest import TINY
 
 UINT8 = apply_overrides(TINY, ["cache.dtype=uint8"])

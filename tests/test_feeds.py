@@ -11,16 +11,16 @@ import torch
 
 from activation_cache import calibrate
 from activation_cache.quantise import dequantise
-from layerwise.caching import write_cache
 from layerwise.data.read_ahead import read_ahead
 from layerwise.data.stl10 import STL10
-from layerwise.feeds import decoder
-from layerwise.frozen import stage_identity
-from layerwise.inputs import stage_inputs
-from layerwise.recipe_loader import apply_overrides, load_recipe
-from layerwise.run import open_run
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.frozen import stage_identity
+from layerwise.pipeline.inputs import stage_inputs
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
+from layerwise.recipe.loader import apply_overrides, load_recipe
+from layerwise.training.feeds import decoder
 from tests.conftest import TINY
 
 
@@ -95,7 +95,7 @@ def test_a_stage_knows_that_small_compressed_samples_come_in_another_order(make_
         return stage_identity(make_setup(recipe), 3)["inputs"]
 
     assert inputs(compressed) == inputs(plain) == inputs(recomputed)
-    for module in ("activation_cache.layout", "layerwise.frozen"):
+    for module in ("activation_cache.layout", "layerwise.pipeline.frozen"):
         monkeypatch.setattr(f"{module}.SHUFFLED_TOGETHER", 0)  # as if there were more chunks
     assert inputs(compressed) == {**inputs(plain), "order": "in windows"}
     assert inputs(plain) == inputs(recomputed)

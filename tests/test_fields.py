@@ -12,9 +12,9 @@ import pytest
 import layerwise.data
 import layerwise.nets
 import layerwise.objectives
-from layerwise.fields import groups
 from layerwise.recipe import Settings
-from layerwise.recipe_loader import apply_overrides, built_in, load_recipe
+from layerwise.recipe.fields import groups
+from layerwise.recipe.loader import apply_overrides, built_in, load_recipe
 
 
 def kinds(kind: type[Settings]) -> Iterator[type[Settings]]:

@@ -17,19 +17,19 @@ import torch
 from pydantic.fields import FieldInfo
 
 import activation_cache
-from layerwise import frozen, module_cache
 from layerwise.errors import RecipeError
-from layerwise.frozen import stage_identity
-from layerwise.module_cache import cache_key
+from layerwise.files.storage import write_json
+from layerwise.files.tensors import weights_digest
+from layerwise.files.window import Rolling
 from layerwise.nets.resnet import PatchResNet
 from layerwise.nets.speech import SpeechEncoder
+from layerwise.pipeline import frozen, module_cache
+from layerwise.pipeline.frozen import stage_identity
+from layerwise.pipeline.module_cache import cache_key
+from layerwise.pipeline.rolling import settle_rolling
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import Recipe, Settings
-from layerwise.recipe_loader import apply_overrides, built_in, load_recipe, resolve_recipe
-from layerwise.rolling import settle_rolling
-from layerwise.setup import Setup
-from layerwise.storage import write_json
-from layerwise.tensors import weights_digest
-from layerwise.window import Rolling
+from layerwise.recipe.loader import apply_overrides, built_in, load_recipe, resolve_recipe
 from tests.conftest import TINY
 
 NUMBERS = (1, 2, 3)

@@ -11,15 +11,15 @@ import torch
 from PIL import Image
 
 from layerwise import memory
-from layerwise.caching import write_cache
 from layerwise.data.folder import ImageFolder
 from layerwise.errors import WillNotFit
 from layerwise.memory import Samples
 from layerwise.nets.resnet import Group, PatchResNet
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import CacheSettings, Recipe, Training
-from layerwise.run import open_run
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
 from tests.conftest import TINY
 
 SIDE, TILE, BUDGET = 768, 64, 4 * 10**6

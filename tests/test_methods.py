@@ -12,22 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.caching import write_cache
 from layerwise.data.parts import Labelled
 from layerwise.errors import RecipeError, UsageError
-from layerwise.feeds import Batch
-from layerwise.methods import METHODS, with_method
+from layerwise.files.tensors import weights_digest
 from layerwise.nets.merged import Merged
 from layerwise.objectives.cross_entropy import CrossEntropy
-from layerwise.probe import probe_module
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.probe import probe_module
+from layerwise.pipeline.run import run_name
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
 from layerwise.progress import SILENT
 from layerwise.recipe import MethodName
-from layerwise.recipe_loader import heeded, resolve_recipe
-from layerwise.run import run_name
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
-from layerwise.step import train_step
-from layerwise.tensors import weights_digest
+from layerwise.recipe.loader import heeded, resolve_recipe
+from layerwise.recipe.methods import METHODS, with_method
+from layerwise.training.feeds import Batch
+from layerwise.training.step import train_step
 from tests.conftest import TINY
 
 
@@ -152,7 +152,7 @@ def test_of_the_objective_that_both_have_the_fields_of_the_method_s_own_are_set(
     path = tmp_path / "labels.py"
     path.write_text(
         "from layerwise.objectives.cross_entropy import CrossEntropy\n"
-        "from layerwise.recipe_loader import load_recipe\n"
+        "from layerwise.recipe.loader import load_recipe\n"
         "recipe = load_recipe('digits').model_copy(update={'objective': CrossEntropy(pooled=False)})\n"
     )
     objective = resolve_recipe(str(path), ["method=supervised", "objective.task=class"]).objective

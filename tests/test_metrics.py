@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from layerwise.errors import StoppedEarly
-from layerwise.metrics import append_metrics, keep_metrics, missing_epochs, read_metrics, sealed_line
-from layerwise.recipe_loader import apply_overrides
-from layerwise.results import curve
-from layerwise.schedule import run_stage
+from layerwise.files.metrics import append_metrics, keep_metrics, missing_epochs, read_metrics, sealed_line
+from layerwise.pipeline.results import curve
+from layerwise.pipeline.schedule import run_stage
+from layerwise.recipe.loader import apply_overrides
 from tests.conftest import TINY
 
 

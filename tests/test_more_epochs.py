@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from layerwise.caching import write_cache
 from layerwise.errors import NotReady, StoppedEarly
-from layerwise.expected import expected
-from layerwise.frozen import load_frozen, stage_record
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.expected import expected
+from layerwise.pipeline.frozen import load_frozen, stage_record
+from layerwise.pipeline.results import curve
+from layerwise.pipeline.schedule import run_stage, run_together
+from layerwise.pipeline.status import status
+from layerwise.pipeline.verification import verify_run
 from layerwise.progress import Silent
-from layerwise.recipe_loader import apply_overrides
-from layerwise.results import curve
-from layerwise.schedule import run_stage, run_together
-from layerwise.status import status
-from layerwise.verification import verify_run
+from layerwise.recipe.loader import apply_overrides
 from tests.conftest import TINY
 from tests.test_stage import StopAt, weights
 

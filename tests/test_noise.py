@@ -7,14 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from layerwise.caching import write_cache
 from layerwise.errors import RecipeError
-from layerwise.feeds import HOST
-from layerwise.inputs import stage_inputs
-from layerwise.noise import NoisyFeed
-from layerwise.recipe_loader import require_heeded, resolve_recipe
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.inputs import stage_inputs
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
+from layerwise.recipe.loader import require_heeded, resolve_recipe
+from layerwise.training.feeds import HOST
+from layerwise.training.noise import NoisyFeed
 from tests.conftest import TINY
 
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from layerwise.cli import main
 from layerwise.errors import RecipeError
 from layerwise.recipe import Recipe, Settings
-from layerwise.recipe_loader import built_in, load_recipe, resolve_recipe
-from layerwise.sources import local_files
+from layerwise.recipe.loader import built_in, load_recipe, resolve_recipe
+from layerwise.settings.sources import local_files
 
 RECIPE = '''
 """A recipe whose dataset, network and objective are classes of its own."""

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from layerwise.errors import LayerwiseError, RecipeError, Unpredictable
+from layerwise.files.storage import read_json
 from layerwise.memory import Samples, predict
 from layerwise.nets.checkpointing import checkpoint_blocks
 from layerwise.nets.module import Encoded, Module
-from layerwise.plan import make_plan
+from layerwise.pipeline.plan import make_plan
 from layerwise.recipe import NetworkSettings
-from layerwise.storage import read_json
 from tests.conftest import TINY
 from tests.suggested import message_of, typed
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from layerwise.feeds import Batch
-from layerwise.recipe_loader import load_recipe
-from layerwise.run import open_run
-from layerwise.setup import Setup
-from layerwise.step import train_step
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.setup import Setup
+from layerwise.recipe.loader import load_recipe
+from layerwise.training.feeds import Batch
+from layerwise.training.step import train_step
 
 EXAMPLE = Path(__file__).parents[1] / "recipes" / "own_objective.py"
 

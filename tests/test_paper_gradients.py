@@ -8,11 +8,11 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch import Tensor
 
-from layerwise.feeds import Batch
-from layerwise.recipe_loader import load_recipe
+from layerwise.recipe.learner import make_learner
+from layerwise.recipe.loader import load_recipe
 from layerwise.seeding import seeded
-from layerwise.setup import make_learner
-from layerwise.step import Arithmetic, train_step
+from layerwise.training.feeds import Batch
+from layerwise.training.step import Arithmetic, train_step
 
 CPU = torch.device("cpu")
 

@@ -18,12 +18,12 @@ from activation_cache import Status
 from layerwise.cli import main
 from layerwise.errors import WillNotFit
 from layerwise.nets.module import Encoded, Module
-from layerwise.plan import make_plan, require_fit
+from layerwise.pipeline.plan import make_plan, require_fit
+from layerwise.pipeline.schedule import run_all, run_stage
 from layerwise.recipe import NetworkSettings, Shape
-from layerwise.recipe_loader import apply_overrides, load_recipe, resolve_recipe
+from layerwise.recipe.loader import apply_overrides, load_recipe, resolve_recipe
 from layerwise.render.plan import plan_table
-from layerwise.schedule import run_all, run_stage
-from layerwise.units import size
+from layerwise.settings.units import size
 from tests.conftest import TINY
 from tests.suggested import commands
 

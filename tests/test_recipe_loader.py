@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from layerwise.errors import RecipeError
 from layerwise.recipe import Recipe
-from layerwise.recipe_loader import apply_overrides, built_in, load_recipe, summary
+from layerwise.recipe.loader import apply_overrides, built_in, load_recipe, summary
 
 
 def refused(source: str, *overrides: str) -> str:
@@ -141,7 +141,7 @@ def test_every_built_in_recipe_loads_and_says_what_it_is(name: str) -> None:
 
 
 MINE = """
-from layerwise.recipe_loader import load_recipe
+from layerwise.recipe.loader import load_recipe
 recipe = load_recipe("digits", ["name=mine"])
 """
 

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 import activation_cache
-from layerwise.cache_report import stale_windows
-from layerwise.caching import write_cache
 from layerwise.errors import NotReady, StoppedEarly, WillNotFit
-from layerwise.expected import expected
-from layerwise.inputs import stage_inputs
-from layerwise.module_cache import cached
-from layerwise.rolling import Rolling, WindowFeed, read_rolling
-from layerwise.schedule import run_stage
-from layerwise.status import status
-from layerwise.storage import read_json
+from layerwise.files.storage import read_json
+from layerwise.pipeline.cache_report import stale_windows
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.expected import expected
+from layerwise.pipeline.inputs import stage_inputs
+from layerwise.pipeline.module_cache import cached
+from layerwise.pipeline.rolling import Rolling, WindowFeed, read_rolling
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.status import status
 from tests.conftest import TINY
 
 BUDGET = 4_200_000

@@ -8,18 +8,18 @@ import pytest
 from click.testing import CliRunner
 
 from layerwise import memory
-from layerwise.caching import write_cache
 from layerwise.cli import main
 from layerwise.errors import NotReady, RecipeError
-from layerwise.frozen import stage_identity, stage_record
-from layerwise.module_cache import cache_key
 from layerwise.objectives.cross_entropy import CrossEntropy
 from layerwise.objectives.infonce import PatchInfoNCE
-from layerwise.overrides import apply_overrides, for_stage
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.frozen import stage_identity, stage_record
+from layerwise.pipeline.module_cache import cache_key
+from layerwise.pipeline.schedule import run_stage, run_together
 from layerwise.recipe import Optimiser
-from layerwise.recipe_json import describe, rebuild
-from layerwise.recipe_loader import require_heeded, resolve_recipe
-from layerwise.schedule import run_stage, run_together
+from layerwise.recipe.as_json import describe, rebuild
+from layerwise.recipe.loader import require_heeded, resolve_recipe
+from layerwise.recipe.overrides import apply_overrides, for_stage
 from tests.conftest import TINY
 from tests.test_stage import weights
 

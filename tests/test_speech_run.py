@@ -10,24 +10,24 @@ import pytest
 import torch
 
 import activation_cache
-from layerwise.caching import write_cache
 from layerwise.data.dataset import UNKNOWN
 from layerwise.data.voices import Voices
 from layerwise.errors import RecipeError, StoppedEarly, WillNotFit
-from layerwise.frozen import load_frozen
-from layerwise.inputs import nearest_inputs, stage_inputs
-from layerwise.methods import with_method
-from layerwise.module_cache import open_cache
 from layerwise.nets.speech import Convolution, GRUContext, SpeechEncoder
 from layerwise.objectives.frame_infonce import FrameInfoNCE
 from layerwise.objectives.objective import Context
-from layerwise.plan import make_plan
-from layerwise.probe import Labelled, features, fit_probe, probe_fixed, probe_module
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.frozen import load_frozen
+from layerwise.pipeline.inputs import nearest_inputs, stage_inputs
+from layerwise.pipeline.module_cache import open_cache
+from layerwise.pipeline.plan import make_plan
+from layerwise.pipeline.probe import Labelled, features, fit_probe, probe_fixed, probe_module
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_all, run_stage
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import CacheSettings, Optimiser, Probe, Recipe, SpeechProbes, Training
-from layerwise.recipe_loader import apply_overrides
-from layerwise.run import open_run
-from layerwise.schedule import run_all, run_stage
-from layerwise.setup import Setup
+from layerwise.recipe.loader import apply_overrides
+from layerwise.recipe.methods import with_method
 
 TINY = Recipe(
     name="tiny-voices",

@@ -13,17 +13,17 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import is_fake
 
-from layerwise.caching import write_cache
 from layerwise.data.digits import Digits
 from layerwise.data.images import ArrayImages
 from layerwise.errors import DamagedData, Diverged, NotReady, StoppedEarly, WillNotFit
-from layerwise.frozen import load_frozen, stage_record
-from layerwise.metrics import read_metrics
+from layerwise.files.metrics import read_metrics
 from layerwise.objectives.infonce import PatchInfoNCELoss
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.frozen import load_frozen, stage_record
+from layerwise.pipeline.schedule import run_all, run_stage, run_together
 from layerwise.progress import Silent
-from layerwise.recipe_loader import apply_overrides
-from layerwise.schedule import run_all, run_stage, run_together
-from layerwise.stage import RESUMED
+from layerwise.recipe.loader import apply_overrides
+from layerwise.training.stage import RESUMED
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]
@@ -149,9 +149,9 @@ import os, signal, sys, torch
 from pathlib import Path
 from tests.conftest import TINY
 from tests.test_stage import StopAt
-from layerwise.run import open_run
-from layerwise.schedule import run_all
-from layerwise.setup import Setup
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_all
+from layerwise.pipeline.setup import Setup
 torch.set_num_threads(1)
 setup = Setup(open_run(Path(sys.argv[1]), TINY), torch.device("cpu"))
 setup.progress = StopAt(int(sys.argv[2]), lambda: os.kill(os.getpid(), signal.SIGKILL))
@@ -314,7 +314,7 @@ def test_what_cannot_begin_destroys_nothing(make_setup):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_an_improvement(make_setup, monkeypatch):
-    monkeypatch.setattr("layerwise.stage.validate", lambda learners, feed, arithmetic: [float("nan")])
+    monkeypatch.setattr("layerwise.training.stage.validate", lambda learners, feed, arithmetic: [float("nan")])
     with pytest.raises(Diverged, match="module 1 is nan"):
         run_stage(make_setup(), 1)
 

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import Diverged, RecipeError
-from layerwise.feeds import Batch
-from layerwise.memory.baselines import summed_step
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.infonce import PatchInfoNCE
 from layerwise.objectives.objective import Context, Objective
+from layerwise.paper.baselines import summed_step
 from layerwise.seeding import derive_seed, torch_generator
-from layerwise.step import Arithmetic, Learner, train_step
+from layerwise.training.feeds import Batch
+from layerwise.training.step import Arithmetic, Learner, train_step
 
 SAMPLES = 7
 IMAGES = (1, 20, 20)

@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch import nn
 
-from layerwise import threads
-from layerwise.caching import write_cache
 from layerwise.errors import StoppedEarly
-from layerwise.feeds import Batch
-from layerwise.frozen import stage_record
 from layerwise.nets.module import Encoded, Module
 from layerwise.objectives.objective import Objective
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.frozen import stage_record
+from layerwise.pipeline.schedule import run_stage
 from layerwise.progress import Silent
-from layerwise.recipe_loader import apply_overrides
-from layerwise.schedule import run_stage
-from layerwise.step import Arithmetic, Learner, rehearsal
+from layerwise.recipe.loader import apply_overrides
+from layerwise.training import threads
+from layerwise.training.feeds import Batch
+from layerwise.training.step import Arithmetic, Learner, rehearsal
 from tests.conftest import TINY
 from tests.test_stage import StopAt, weights
 

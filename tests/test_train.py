@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 import layerwise as lw
-import layerwise.stage
+import layerwise.training.stage
 from layerwise.errors import NotReady, RecipeError
 from layerwise.objectives.cross_entropy import CrossEntropy
 from layerwise.recipe import Optimiser
@@ -54,7 +54,7 @@ def test_a_cached_stage_a_recomputed_one_and_a_resumed_one_give_the_same_bits(
 ) -> None:
     wanted = weights(trained(name, tmp_path / "cached"))
     recomputed = weights(trained(name, tmp_path / "recomputed", feed="recompute"))
-    steps = layerwise.stage.train_step
+    steps = layerwise.training.stage.train_step
     made = 0
 
     def dies(*args: Any) -> Any:
@@ -64,7 +64,7 @@ def test_a_cached_stage_a_recomputed_one_and_a_resumed_one_give_the_same_bits(
             raise KeyboardInterrupt
         return steps(*args)
 
-    monkeypatch.setattr(layerwise.stage, "train_step", dies)
+    monkeypatch.setattr(layerwise.training.stage, "train_step", dies)
     with pytest.raises(KeyboardInterrupt):
         trained(name, tmp_path / "resumed")
     resumed = weights(trained(name, tmp_path / "resumed"))
@@ -220,9 +220,9 @@ def test_the_command_line_reads_a_run_made_in_python(tmp_path: Path) -> None:
 def test_the_code_of_datasets_transforms_and_losses_is_part_of_the_identity() -> None:
     from torch.utils.data import Subset
 
-    from layerwise.given import GivenData, GivenNetwork, GivenObjective
     from layerwise.nets.plain import plain_modules
-    from layerwise.sources import code_of
+    from layerwise.recipe.given import GivenData, GivenNetwork, GivenObjective
+    from layerwise.settings.sources import code_of
 
     class Own(TensorDataset):
         transform = staticmethod(lambda sample: sample)

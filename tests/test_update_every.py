@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from layerwise.feeds import Batch
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import Recipe
-from layerwise.recipe_loader import apply_overrides
-from layerwise.setup import Setup
-from layerwise.step import train_step
+from layerwise.recipe.loader import apply_overrides
+from layerwise.training.feeds import Batch
+from layerwise.training.step import train_step
 from tests.conftest import TINY
 
 

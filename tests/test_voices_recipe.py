@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layerwise.caching import write_cache
-from layerwise.probe import probe_module
-from layerwise.recipe_loader import load_recipe
-from layerwise.run import open_run
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.probe import probe_module
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
+from layerwise.recipe.loader import load_recipe
 
 
 def context_module(tmp_path, seed, *overrides):

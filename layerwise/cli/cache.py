@@ -25,12 +25,12 @@ def command(number: int | None, repair: bool, prune: bool, yes: bool, options: O
         raise click.UsageError("give --module N, alone or with --repair; or --prune, which looks at all modules")
     with setup_for(options, purpose="cache --prune" if prune else f"cache {number}") as setup:
         import activation_cache
-        from layerwise.cache_report import describe_cache, stale_caches, stale_windows
-        from layerwise.caching import repair_cache, write_cache
-        from layerwise.module_cache import cache_errors
+        from layerwise.pipeline.cache_report import describe_cache, stale_caches, stale_windows
+        from layerwise.pipeline.caching import repair_cache, write_cache
+        from layerwise.pipeline.module_cache import cache_errors
+        from layerwise.pipeline.room import unsettled
         from layerwise.render.tables import cache_table, prune_table, repair_table
-        from layerwise.room import unsettled
-        from layerwise.units import counted
+        from layerwise.settings.units import counted
 
         if prune:
             stale, windows = stale_caches(setup), stale_windows(setup)

@@ -17,9 +17,9 @@ from layerwise.cli.outcome import interruption_as_error, say
 from layerwise.stopping import Stopping
 
 if TYPE_CHECKING:
-    from layerwise.recipe import Recipe
-    from layerwise.run import Run
-    from layerwise.setup import Setup
+    from layerwise.pipeline.run import Run
+    from layerwise.pipeline.setup import Setup
+    from layerwise.recipe.recipe import Recipe
 
 
 def run_folder(options: Options) -> Path:
@@ -28,7 +28,7 @@ def run_folder(options: Options) -> Path:
     Raises:
         NotReady: no run was used yet.
     """
-    from layerwise.run import RUNS, last_run, run_name
+    from layerwise.pipeline.run import RUNS, last_run, run_name
 
     if options.run_dir is not None:
         return options.run_dir
@@ -36,7 +36,7 @@ def run_folder(options: Options) -> Path:
         folder = last_run()
         say(f"using {folder}, the run that was used last")
         return folder
-    from layerwise.recipe_loader import load_recipe, resolve_recipe
+    from layerwise.recipe.loader import load_recipe, resolve_recipe
 
     chosen = options if options.method is None else options.override(method=options.method)
     return RUNS / run_name(resolve_recipe(load_recipe(named_recipe(options.recipe)), chosen.set))
@@ -46,7 +46,7 @@ def named_recipe(source: str) -> str:
     """What `--recipe` names. A file is given by its absolute path, and trusted from now on: later commands run it when
     a run follows it.
     """
-    from layerwise import trust
+    from layerwise.pipeline import trust
 
     if not source.endswith(".py") or not os.path.isfile(source):
         return source
@@ -58,16 +58,16 @@ def named_recipe(source: str) -> str:
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
-    from layerwise.expected import note_expected
-    from layerwise.holding import hold
-    from layerwise.recipe_loader import heeded, load_recipe, require_heeded, resolve_recipe
-    from layerwise.remembered import remembered_recipe
+    from layerwise.pipeline.expected import note_expected
+    from layerwise.pipeline.holding import hold
+    from layerwise.pipeline.remembered import remembered_recipe
+    from layerwise.pipeline.run import RUNS, last_run, open_run, run_name
+    from layerwise.pipeline.setup import Setup
+    from layerwise.recipe.loader import heeded, load_recipe, require_heeded, resolve_recipe
     from layerwise.render.progress import console_progress
-    from layerwise.run import RUNS, last_run, open_run, run_name
-    from layerwise.setup import Setup
 
     if writes:
-        import layerwise.threads  # noqa: F401 - notes torch's own number of threads before a recipe can change it
+        import layerwise.training.threads  # noqa: F401 - notes torch's own number of threads before a recipe can change it
 
     if options.method is not None:
         options = options.override(method=options.method)

@@ -42,8 +42,8 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
     """
     with setup_for(options, purpose="grow", writes=False) as setup:
         from layerwise.errors import UsageError
-        from layerwise.frozen import require_stages
         from layerwise.nets.resnet import PatchResNet
+        from layerwise.pipeline.frozen import require_stages
 
         recipe, depth, folder = setup.recipe, setup.depth, setup.run.folder
         network = recipe.network
@@ -72,11 +72,11 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
     together = depth if recipe.schedule == "simultaneous" and recipe.together is None else None
     grown = dataclasses.replace(options.override(**{"network.groups": groups, "together": together}), run_dir=folder)
     with setup_for(grown, purpose="grow") as setup:
-        from layerwise.caching import write_cache
-        from layerwise.module_cache import cached
-        from layerwise.probe import probe_module
+        from layerwise.pipeline.caching import write_cache
+        from layerwise.pipeline.module_cache import cached
+        from layerwise.pipeline.probe import probe_module
+        from layerwise.pipeline.schedule import run_stage
         from layerwise.render.tables import probe_table
-        from layerwise.schedule import run_stage
 
         if setup.recipe.feed == "cache" and not cached(setup, depth):
             write_cache(setup, depth)

@@ -16,7 +16,7 @@ from layerwise.cli.options import DEVICES, METHODS
 from layerwise.cli.outcome import errors_to_exit_codes
 
 if TYPE_CHECKING:
-    from layerwise.memory.rows import Asked, Found, Row
+    from layerwise.paper.memory_rows import Asked, Found, Row
 
 
 class Depths(click.ParamType):  # type: ignore[type-arg]
@@ -99,9 +99,9 @@ def command(
     """
     with errors_to_exit_codes(as_json):
         from layerwise.errors import UsageError
-        from layerwise.memory.rows import PAPER, Asked, Row, count_modules, depth_rows, row_recipe, table_rows
-        from layerwise.render.memory import depth_chart, memory_chart, memory_csv, memory_json, memory_table
-        from layerwise.units import parse_bytes
+        from layerwise.paper.memory_report import depth_chart, memory_chart, memory_csv, memory_json, memory_table
+        from layerwise.paper.memory_rows import PAPER, Asked, Row, count_modules, depth_rows, row_recipe, table_rows
+        from layerwise.settings.units import parse_bytes
 
         try:
             parse_bytes(budget)
@@ -140,7 +140,7 @@ def command(
 
 def _work_out(pairs: list[tuple[Asked, Row]]) -> list[Found]:
     from activation_cache.processors import allowed_processors
-    from layerwise.memory.rows import work_out_apart
+    from layerwise.paper.memory_rows import work_out_apart
 
     predicted = pairs[0][0].device == "cpu"
     # Predictions go side by side, a share for each core; on a GPU each row has a process and the device to itself.

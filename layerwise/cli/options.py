@@ -11,9 +11,9 @@ from typing import Any, TypeVar, get_args
 
 import click
 
-from layerwise.choices import FeedName, MethodName, ScheduleName
 from layerwise.cli.command import Number, Option
 from layerwise.cli.outcome import errors_to_exit_codes
+from layerwise.settings.choices import FeedName, MethodName, ScheduleName
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 METHODS: tuple[str, ...] = get_args(MethodName)

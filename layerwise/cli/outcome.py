@@ -7,17 +7,21 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import click
 
 from layerwise.render.words import terminal_width, wrapped
 
-if TYPE_CHECKING:
-    from layerwise.cli.options import Options
+
+class ChoosesOutput(Protocol):
+    """Options of a command, `--json` among them."""
+
+    @property
+    def json(self) -> bool: ...
 
 
-def emit(options: Options, result: dict[str, Any], people: Callable[[], None]) -> None:
+def emit(options: ChoosesOutput, result: dict[str, Any], people: Callable[[], None]) -> None:
     """Print the result: for machines with --json, else for people."""
     if options.json:
         click.echo(json.dumps(result, allow_nan=False))

@@ -20,7 +20,7 @@ def command(options: Options) -> None:
     Ends with 3 where they do not. Nothing is trained, and no GPU is needed.
     """
     with setup_for(options, purpose="plan", writes=False) as setup:
-        from layerwise.plan import make_plan
+        from layerwise.pipeline.plan import make_plan
         from layerwise.render.plan import plan_json, plan_table
 
         plan = make_plan(setup)

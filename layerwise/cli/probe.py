@@ -28,7 +28,7 @@ def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> N
     """
     with setup_for(options, purpose="probe") as setup:
         from layerwise.errors import UsageError
-        from layerwise.probe import probe_fixed, probe_module
+        from layerwise.pipeline.probe import probe_fixed, probe_module
         from layerwise.render.tables import probe_table
 
         if fixed:

@@ -16,14 +16,14 @@ from layerwise.cli.outcome import emit
 @options()
 def command(source: str | None, options: Options) -> None:
     """List the recipes that can be trained, or every field of one that --set takes."""
-    from layerwise.recipe_loader import built_in, summary
+    from layerwise.recipe.loader import built_in, summary
 
     if source is None:
         found = {name: summary(path) for name, path in built_in().items()}
         emit(options, {"recipes": found}, lambda: _list(found))
         return
-    from layerwise.fields import groups
-    from layerwise.recipe_loader import find_recipe, load_recipe
+    from layerwise.recipe.fields import groups
+    from layerwise.recipe.loader import find_recipe, load_recipe
     from layerwise.render.tables import recipe_table
 
     recipe, path = load_recipe(source), find_recipe(source)

@@ -50,11 +50,11 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
     --recipe digits shows the same on two cores in minutes, and --scale makes any recipe smaller.
     """
     from layerwise.errors import UsageError
-    from layerwise.recipe_loader import resolve_recipe
+    from layerwise.paper.rendering import require_own_files, show_reproduction, write_reproduction
+    from layerwise.paper.reproduce import Ground, reproduce
+    from layerwise.pipeline.run import RUNS, run_name
+    from layerwise.recipe.loader import resolve_recipe
     from layerwise.render.progress import console_progress
-    from layerwise.render.reproduction import require_own_files, show_reproduction, write_reproduction
-    from layerwise.reproduce import Ground, reproduce
-    from layerwise.run import RUNS, run_name
 
     changed = {override.partition("=")[0].strip() for override in options.set} & {"method", "schedule"}
     if changed:

@@ -19,11 +19,11 @@ def command(fresh: bool, options: Options) -> None:
     What is done already is skipped, and what was interrupted goes on where it stopped.
     """
     with setup_for(options, purpose="run") as setup:
+        from layerwise.files.run_files import require_own_report
+        from layerwise.pipeline.results import collect
+        from layerwise.pipeline.schedule import run_all
         from layerwise.render.report import write_report
         from layerwise.render.tables import probe_table
-        from layerwise.results import collect
-        from layerwise.run_files import require_own_report
-        from layerwise.schedule import run_all
 
         require_own_report(setup.run.report)  # before hours of training, not after
         run_all(setup, fresh=fresh)

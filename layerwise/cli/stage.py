@@ -20,8 +20,8 @@ def command(number: int, fresh: bool, options: Options) -> None:
     Goes on where an interrupted training stopped. Modules above the first read the cache of the module below.
     """
     with setup_for(options, purpose=f"stage {number}") as setup:
+        from layerwise.pipeline.schedule import run_stage
         from layerwise.render.tables import stage_table
-        from layerwise.schedule import run_stage
 
         record = run_stage(setup, number, fresh=fresh)
         emit(

@@ -18,8 +18,8 @@ def command(options: Options) -> None:
     """Say what a run holds: trained modules with their losses, caches and whether they are valid, probes, the bytes on
     disk, and what to type next.
     """
+    from layerwise.pipeline.status import read_expected, status
     from layerwise.render.tables import status_table
-    from layerwise.status import read_expected, status
 
     as_used = options.recipe is None and options.method is None and not options.set
     folder = run_folder(options) if as_used else None
@@ -27,7 +27,7 @@ def command(options: Options) -> None:
     edited = None if folder is None or expected is None else _edited(folder)
     if folder is None or expected is None:  # another recipe, or one of which nothing was noted
         with setup_for(options, purpose="status", writes=False) as setup:
-            from layerwise.expected import expected as asked_for
+            from layerwise.pipeline.expected import expected as asked_for
 
             folder, expected = setup.run.folder, asked_for(setup)
     found = {**status(folder, expected), "edited": edited}
@@ -36,8 +36,8 @@ def command(options: Options) -> None:
 
 def _edited(folder: Path) -> str | None:
     """What to say where the recipe file of a run was edited since the user named it; it is not run to find out more."""
-    from layerwise import trust
-    from layerwise.run import run_source
+    from layerwise.pipeline import trust
+    from layerwise.pipeline.run import run_source
 
     source, overrides = run_source(folder)
     changed = trust.changes(Path(source), say) if source.endswith(".py") else None

@@ -21,8 +21,8 @@ def command(options: Options) -> None:
     the recipe nor the dataset is needed.
     """
     from layerwise.errors import DamagedData
+    from layerwise.pipeline.verification import verify_run
     from layerwise.render.tables import verify_table
-    from layerwise.verification import verify_run
 
     found = verify_run(run_folder(options), lambda text: click.echo(text, err=True))
     result = found.as_json()

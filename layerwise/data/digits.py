@@ -16,9 +16,10 @@ from torch.nn import functional as F
 
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.images import ArrayImages
+from layerwise.data.settings import DatasetSettings
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
+from layerwise.settings.base import Shape
 
 
 class Digits(DatasetSettings):

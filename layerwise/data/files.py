@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,6 @@ from layerwise.seeding import numpy_generator
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from layerwise.data.folder import ImageFolder
 
 USUAL_LEVELS = {1: ((0.449,), (0.226,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
 """Channels to mean and deviation of photographs (ImageNet's)."""
@@ -61,10 +59,33 @@ class Region(NamedTuple):
     height: int
 
 
+class PictureSettings(Protocol):
+    """How pictures are read and cropped; `ImageFolder` says what each field means."""
+
+    @property
+    def resize(self) -> int | None: ...
+    @property
+    def crop(self) -> int: ...
+    @property
+    def tile(self) -> int | None: ...
+    @property
+    def flip(self) -> bool: ...
+    @property
+    def grayscale(self) -> bool: ...
+    @property
+    def mean(self) -> tuple[float, ...] | None: ...
+    @property
+    def std(self) -> tuple[float, ...] | None: ...
+    @property
+    def max_pixels(self) -> int: ...
+    @property
+    def memory(self) -> int: ...
+
+
 class PictureStore:
     """Decoded pictures, the latest of them kept up to a number of bytes; any number of threads may ask."""
 
-    def __init__(self, data_dir: Path, settings: ImageFolder) -> None:
+    def __init__(self, data_dir: Path, settings: PictureSettings) -> None:
         self._data_dir, self._settings = data_dir, settings
         self._lock = Lock()
         self._kept: OrderedDict[str, Future[Image]] = OrderedDict()
@@ -130,7 +151,7 @@ class FolderImages(Split):
         store: PictureStore,
         pictures: Sequence[Picture],
         classes: Sequence[str],
-        settings: ImageFolder,
+        settings: PictureSettings,
         seed: int,
     ) -> None:
         self._store, self._pictures, self._settings, self._seed = store, pictures, settings, seed

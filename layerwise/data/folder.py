@@ -22,9 +22,10 @@ from layerwise.data.decode import MOST_PIXELS, SUFFIXES, decode
 from layerwise.data.files import FolderImages, Picture, PictureStore
 from layerwise.data.images import check_levels
 from layerwise.data.seen import Facts, look_through
+from layerwise.data.settings import DatasetSettings
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape, free
+from layerwise.settings.base import Shape, free
 
 
 class ImageFolder(DatasetSettings):

@@ -22,8 +22,8 @@ from layerwise.data.recordings import RATE, Recording, examine, require_few
 from layerwise.data.speech import SpeechSettings, arrange, divide
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import Shape, labelled_only
-from layerwise.units import counted
+from layerwise.settings.base import Shape, labelled_only
+from layerwise.settings.units import counted
 
 Subset = Literal[
     "train-clean-100", "train-clean-360", "train-other-500", "dev-clean", "dev-other", "test-clean", "test-other"

@@ -12,10 +12,11 @@ from pydantic import Field, SerializeAsAny
 from torch import Tensor
 
 from layerwise.data.dataset import IntArray, Split, Splits
+from layerwise.data.settings import DatasetSettings
 from layerwise.errors import NotReady
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape
 from layerwise.seeding import numpy_generator
+from layerwise.settings.base import Shape
 
 HELD_OUT = 0.2  # of the labelled samples, as the paper holds out for its classifiers (appendix A.1)
 FEWEST = 64  # samples of a split that a fraction keeps, where there are so many

@@ -20,8 +20,8 @@ from typing import Any
 
 from activation_cache.processors import allowed_processors
 from layerwise.errors import DamagedData, WillNotFit
+from layerwise.files.storage import read_json, write_json
 from layerwise.progress import Progress
-from layerwise.storage import read_json, write_json
 
 READERS = 4
 SEEN_BYTES = 1 << 30

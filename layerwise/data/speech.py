@@ -10,11 +10,12 @@ from pydantic import Field
 
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
+from layerwise.data.settings import DatasetSettings
 from layerwise.errors import NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape, free
 from layerwise.seeding import numpy_generator
-from layerwise.units import counted
+from layerwise.settings.base import Shape, free
+from layerwise.settings.units import counted
 
 SUFFIXES = (".flac", ".wav", ".ogg")
 

@@ -20,10 +20,11 @@ from pydantic import Field, model_validator
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.data.download import Archive, discard, fetch, unpack
 from layerwise.data.images import ArrayImages, check_levels
+from layerwise.data.settings import DatasetSettings
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import DatasetSettings, Shape, labelled_only
 from layerwise.seeding import numpy_generator
+from layerwise.settings.base import Shape, labelled_only
 
 ARCHIVE = Archive(
     urls=(

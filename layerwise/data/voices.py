@@ -41,8 +41,8 @@ from layerwise.data.recordings import HOP, SPAN
 from layerwise.data.seen import user_cache
 from layerwise.data.speech import SpeechSettings
 from layerwise.progress import SILENT, Progress
-from layerwise.recipe import Shape
 from layerwise.seeding import numpy_generator
+from layerwise.settings.base import Shape
 
 VERSION = 1  # of the sound: another one makes another corpus
 SUBSET = "train-clean-100"

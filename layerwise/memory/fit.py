@@ -9,9 +9,9 @@ import torch
 
 from layerwise.errors import RecipeError, Unpredictable, WillNotFit
 from layerwise.memory.predict import Footprint, Samples, Step, predict
-from layerwise.recipe import Recipe
-from layerwise.step import train_step
-from layerwise.units import size
+from layerwise.recipe.recipe import Recipe
+from layerwise.settings.units import size
+from layerwise.training.step import train_step
 
 
 @dataclass(frozen=True)

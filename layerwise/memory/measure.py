@@ -17,10 +17,10 @@ import torch
 from layerwise.errors import WillNotFit
 from layerwise.memory.fit import Fit
 from layerwise.memory.predict import Samples, Step, stage_batch
-from layerwise.recipe import Recipe
-from layerwise.setup import make_learner
-from layerwise.step import Arithmetic, train_step
-from layerwise.units import size
+from layerwise.recipe.learner import make_learner
+from layerwise.recipe.recipe import Recipe
+from layerwise.settings.units import size
+from layerwise.training.step import Arithmetic, train_step
 
 
 @dataclass

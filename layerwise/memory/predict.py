@@ -23,12 +23,13 @@ from torch._subclasses.fake_tensor import (
 )
 
 from layerwise.errors import LayerwiseError, Unpredictable, in_one_line
-from layerwise.feeds import Batch, as_stored
 from layerwise.memory.count import REST, LiveBytes
 from layerwise.nets.module import Encoded, Module, failure_named
-from layerwise.recipe import Recipe, Shape
-from layerwise.setup import make_learner
-from layerwise.step import Arithmetic, Learner, train_step
+from layerwise.recipe.learner import make_learner
+from layerwise.recipe.recipe import Recipe
+from layerwise.settings.base import Shape
+from layerwise.training.feeds import Batch, as_stored
+from layerwise.training.step import Arithmetic, Learner, train_step
 
 Step = Callable[[Sequence[Learner], Batch, int, Arithmetic], object]
 UNKNOWN = (

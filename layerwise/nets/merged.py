@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.pixelcnn import PixelCNN, PixelCNNContext
-from layerwise.recipe import NetworkSettings, Shape
+from layerwise.nets.settings import NetworkSettings
+from layerwise.settings.base import Shape
 
 
 class Merged(NetworkSettings):

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution2d
-from layerwise.recipe import Settings
+from layerwise.settings.base import Settings
 
 
 class PixelCNN(Settings):

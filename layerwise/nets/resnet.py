@@ -22,7 +22,8 @@ from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution2d
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.patchwise import to_patches
-from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
+from layerwise.nets.settings import NetworkSettings
+from layerwise.settings.base import JsonValue, Settings, Shape
 
 
 class Group(Settings):

@@ -22,7 +22,8 @@ from layerwise import optional
 from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution1d
 from layerwise.nets.module import Encoded, Module
-from layerwise.recipe import JsonValue, NetworkSettings, Settings, Shape
+from layerwise.nets.settings import NetworkSettings
+from layerwise.settings.base import JsonValue, Settings, Shape
 
 
 class Convolution(Settings):

@@ -19,7 +19,8 @@ from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.speech import at_labels
 from layerwise.objectives.objective import Context, Objective, at_least_float32
-from layerwise.recipe import ObjectiveSettings, Shape
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Shape
 
 
 class CrossEntropy(ObjectiveSettings):

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
 from layerwise.objectives.objective import Context, Objective, at_least_float32
-from layerwise.recipe import ObjectiveSettings, Shape
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Shape
 
 
 class DeepInfoMax(ObjectiveSettings):

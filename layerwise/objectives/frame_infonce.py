@@ -21,7 +21,8 @@ from layerwise.errors import RecipeError
 from layerwise.nets.module import Module
 from layerwise.objectives.contrast import surprise
 from layerwise.objectives.objective import Context, Objective
-from layerwise.recipe import ObjectiveSettings, Shape
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Shape
 
 Sampling = Literal["others", "shuffled", "sequence"]
 

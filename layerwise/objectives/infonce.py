@@ -20,7 +20,8 @@ from layerwise.errors import RecipeError
 from layerwise.nets.module import Module
 from layerwise.objectives.contrast import contrast
 from layerwise.objectives.objective import Context, Objective
-from layerwise.recipe import ObjectiveSettings, Shape
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Shape
 
 
 class PatchInfoNCE(ObjectiveSettings):

@@ -25,7 +25,8 @@ from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
 from layerwise.objectives.cross_entropy import choose_task, require_one_label
 from layerwise.objectives.objective import Context, Objective, at_least_float32
-from layerwise.recipe import ObjectiveSettings, Shape
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Shape
 
 
 class PredSim(ObjectiveSettings):

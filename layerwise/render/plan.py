@@ -6,11 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from layerwise.render.tables import show, table
-from layerwise.units import size
+from layerwise.settings.units import size
 
 if TYPE_CHECKING:
-    from layerwise.plan import Plan
-    from layerwise.recipe import Recipe
+    from layerwise.pipeline.plan import Plan
+    from layerwise.recipe.recipe import Recipe
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:

@@ -79,7 +79,7 @@ class Picture:
 
 
 def pictures(results: Mapping[str, Any]) -> list[Picture]:
-    """What `layerwise.results.collect` found, as far as there is something to show."""
+    """What `layerwise.pipeline.results.collect` found, as far as there is something to show."""
     found = []
     if any(stage["curve"] for stage in results["stages"]):
         found.append(_curves(results["stages"]))

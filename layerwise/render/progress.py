@@ -14,7 +14,7 @@ from rich.progress import Progress as Bar
 from layerwise.progress import Progress
 from layerwise.render.units import duration, size
 from layerwise.render.words import terminal_width, wrapped
-from layerwise.units import counted
+from layerwise.settings.units import counted
 
 LOG_EVERY = 10.0  # seconds between lines where there is no terminal
 

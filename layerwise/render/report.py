@@ -10,11 +10,11 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from layerwise.files.run_files import MANIFEST, MARK, PAGE, require_own_report
+from layerwise.files.storage import write_file, write_json
 from layerwise.render.plots import DARK, LIGHT, Picture, pictures
 from layerwise.render.units import duration, size
-from layerwise.run_files import MANIFEST, MARK, PAGE, require_own_report
-from layerwise.storage import write_file, write_json
-from layerwise.units import counted
+from layerwise.settings.units import counted
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d5d9de; --tint: #f3f5f7;
@@ -52,7 +52,7 @@ summary { cursor: pointer; font-size: 1.2rem; font-weight: bold; margin: 2.75rem
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
     """Write `report.html`, its pictures and a manifest with their hashes to `folder`.
 
-    `results` is what `layerwise.results.collect` found.
+    `results` is what `layerwise.pipeline.results.collect` found.
 
     Returns the page's path.
 

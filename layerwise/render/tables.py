@@ -15,7 +15,7 @@ from rich.table import Table
 
 from layerwise.render.units import duration, size
 from layerwise.render.words import terminal_width, wrapped
-from layerwise.units import counted
+from layerwise.settings.units import counted
 
 WIDEST = 10_000
 MENTIONED = 20

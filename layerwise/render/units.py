@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from layerwise.units import BYTES
-from layerwise.units import size as size
+from layerwise.settings.units import BYTES
+from layerwise.settings.units import size as size
 
 SECONDS = (("seconds", 1.0), ("minutes", 60.0), ("hours", 3600.0))
 

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 
 from layerwise.cli import main
 from layerwise.errors import RunLocked, WillNotFit
-from layerwise.run import Run
-from layerwise.run_files import lock
+from layerwise.files.run_files import lock
+from layerwise.pipeline.run import Run
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
 TRAINED = ("--recipe", RECIPE, "--set", "training.epochs=1")
@@ -112,7 +112,7 @@ def test_a_command_that_fails_on_its_way_keeps_what_it_did(tmp_path: Path, monke
     def full(*_: object) -> None:
         raise WillNotFit("the disk is full")
 
-    monkeypatch.setattr("layerwise.schedule.write_cache", full)
+    monkeypatch.setattr("layerwise.pipeline.schedule.write_cache", full)
     assert call("run", *TRAINED).exit_code == 3
     assert (tmp_path / "runs/tiny/stages/1/stage.json").exists()
     assert "runs/tiny" in call("status").stderr, "the run that was used last"
@@ -145,7 +145,7 @@ def test_a_lock_that_was_removed_holds_nothing(tmp_path: Path, monkeypatch: pyte
         path.unlink()
         return descriptor
 
-    monkeypatch.setattr("layerwise.run_files.open_regular", open_and_lose)
+    monkeypatch.setattr("layerwise.files.run_files.open_regular", open_and_lose)
     with pytest.raises(RunLocked), lock(tmp_path, "run"):
         pytest.fail("held")
 

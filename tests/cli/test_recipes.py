@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
-from layerwise.recipe_loader import built_in
+from layerwise.recipe.loader import built_in
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
 

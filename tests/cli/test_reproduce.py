@@ -11,9 +11,9 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from layerwise.cli import main
-from layerwise.paper import GIM
+from layerwise.paper.numbers import GIM
+from layerwise.paper.reproduce import Ground
 from layerwise.progress import SILENT
-from layerwise.reproduce import Ground
 from layerwise.stopping import Stopping
 
 RECIPE = Path(__file__).parents[1] / "tiny_recipe.py"

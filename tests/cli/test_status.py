@@ -14,8 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
-from layerwise.run import remember_last
-from layerwise.storage import read_json, write_json
+from layerwise.files.storage import read_json, write_json
+from layerwise.pipeline.run import remember_last
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
-from layerwise.module_cache import without_advice
+from layerwise.pipeline.module_cache import without_advice
 from tests.cli.test_stopping import interrupt
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")

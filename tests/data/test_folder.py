@@ -21,7 +21,7 @@ from layerwise.data.files import Picture, PictureStore, regions
 from layerwise.data.folder import ImageFolder
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import Silent
-from layerwise.recipe_loader import load_recipe
+from layerwise.recipe.loader import load_recipe
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (20, 16)) -> Path:
@@ -444,7 +444,7 @@ def test_the_recipe_is_the_users_to_shape(overrides: list[str], channels: list[i
 
 def test_training_and_probing_from_a_folder(tmp_path: Path, make_setup: Callable[..., Any]) -> None:
     """End to end on flat pictures of two colours, which a trained module tells apart."""
-    from layerwise.schedule import run_all
+    from layerwise.pipeline.schedule import run_all
 
     for index in range(24):
         noise = np.random.default_rng(index).integers(0, 60, (24, 24, 3), np.uint8)
@@ -471,7 +471,7 @@ def test_training_and_probing_from_a_folder(tmp_path: Path, make_setup: Callable
     setup.data_dir = tmp_path / "pictures"
     run_all(setup)
 
-    from layerwise.results import collect
+    from layerwise.pipeline.results import collect
 
     found = collect(setup)
     assert [probe["module"] for probe in found["probes"]] == [1, 2, 3]

@@ -16,7 +16,7 @@ from torchvision.transforms import v2
 from layerwise.data.dataset import Splits
 from layerwise.data.mapped import MappedSplit
 from layerwise.errors import DamagedData, UsageError
-from layerwise.feeds import DatasetFeed
+from layerwise.training.feeds import DatasetFeed
 
 
 class Augmented:

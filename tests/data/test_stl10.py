@@ -15,14 +15,14 @@ from layerwise.data.download import Archive
 from layerwise.data.images import ArrayImages
 from layerwise.data.stl10 import STL10
 from layerwise.errors import DamagedData, NotReady, UsageError
-from layerwise.frozen import stage_record
-from layerwise.methods import with_method
-from layerwise.probe import probe_module, probe_record
+from layerwise.pipeline.frozen import stage_record
+from layerwise.pipeline.probe import probe_module, probe_record
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
 from layerwise.recipe import MethodName
-from layerwise.recipe_loader import load_recipe
-from layerwise.run import open_run
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
+from layerwise.recipe.loader import load_recipe
+from layerwise.recipe.methods import with_method
 from tests.conftest import TINY
 
 COUNTS = {"unlabeled": 40, "train": 20, "test": 10}

@@ -164,8 +164,9 @@ def serve() -> None:
 
 def _import_everything() -> None:
     modules = (
-        "layerwise.cli layerwise.probe layerwise.render.report layerwise.render.tables layerwise.results "
-        "layerwise.schedule torch._dynamo sklearn.datasets matplotlib.figure matplotlib.backends.backend_agg"
+        "layerwise.cli layerwise.pipeline.probe layerwise.render.report layerwise.render.tables "
+        "layerwise.pipeline.results layerwise.pipeline.schedule "
+        "torch._dynamo sklearn.datasets matplotlib.figure matplotlib.backends.backend_agg"
     )
     for module in modules.split():
         importlib.import_module(module)

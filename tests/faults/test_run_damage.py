@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 from layerwise.errors import NotReady, StoppedEarly
-from layerwise.recipe_loader import apply_overrides
-from layerwise.schedule import run_stage
-from layerwise.setup import Setup
-from layerwise.storage import read_json, write_json
-from layerwise.verification import verify_run
+from layerwise.files.storage import read_json, write_json
+from layerwise.pipeline.schedule import run_stage
+from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.verification import verify_run
+from layerwise.recipe.loader import apply_overrides
 from tests.conftest import TINY
 from tests.faults.small_run import call, copy_of_a_run, files
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from activation_cache.local import LocalStore
-from layerwise.metrics import append_metrics
-from layerwise.storage import write_file
+from layerwise.files.metrics import append_metrics
+from layerwise.files.storage import write_file
 from tests.faults.commands import Commands, Outcome
 from tests.faults.conftest import scaled
 from tests.faults.runs import VARIANTS, advised, asked, bits

@@ -14,15 +14,16 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from layerwise.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from layerwise.cli import main
 from layerwise.errors import DamagedData, UsageError
-from layerwise.metrics import append_metrics
-from layerwise.rolling import settle_rolling
-from layerwise.run import open_run
-from layerwise.setup import Setup, make_learner
-from layerwise.storage import read_file, write_file, write_json
-from layerwise.tensors import load_tensors, save_tensors
+from layerwise.files.metrics import append_metrics
+from layerwise.files.storage import read_file, write_file, write_json
+from layerwise.files.tensors import load_tensors, save_tensors
+from layerwise.pipeline.rolling import settle_rolling
+from layerwise.pipeline.run import open_run
+from layerwise.pipeline.setup import Setup
+from layerwise.recipe.learner import make_learner
+from layerwise.training.checkpoint import drop_checkpoint, load_checkpoint, save_checkpoint
 from tests.conftest import TINY
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")

@@ -19,20 +19,21 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from layerwise.checkpoint import load_checkpoint, save_checkpoint
 from layerwise.errors import DamagedData, NotReady, UsageError
-from layerwise.frozen import frozen_digests
-from layerwise.metrics import METRICS, keep_metrics, read_metrics, sealed_line
-from layerwise.probe import probe_record
-from layerwise.recipe_loader import load_recipe, resolve_recipe
-from layerwise.records import RECIPE, REPORT, RUN, read_record
-from layerwise.rolling import read_rolling, settle_rolling
-from layerwise.run import RUNS, Run, last_run, open_run, remember_last, run_source
-from layerwise.setup import Setup, make_learner
-from layerwise.step import Learner
-from layerwise.storage import SEAL, write_json
-from layerwise.verification import verify_run
-from layerwise.window import Rolling
+from layerwise.files.metrics import METRICS, keep_metrics, read_metrics, sealed_line
+from layerwise.files.records import RECIPE, REPORT, RUN, read_record
+from layerwise.files.storage import SEAL, write_json
+from layerwise.files.window import Rolling
+from layerwise.pipeline.frozen import frozen_digests
+from layerwise.pipeline.probe import probe_record
+from layerwise.pipeline.rolling import read_rolling, settle_rolling
+from layerwise.pipeline.run import RUNS, Run, last_run, open_run, remember_last, run_source
+from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.verification import verify_run
+from layerwise.recipe.learner import make_learner
+from layerwise.recipe.loader import load_recipe, resolve_recipe
+from layerwise.training.checkpoint import load_checkpoint, save_checkpoint
+from layerwise.training.step import Learner
 from tests.conftest import TINY
 from tests.faults.small_run import copy_of_a_run
 

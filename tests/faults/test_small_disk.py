@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 import activation_cache
-from layerwise.caching import write_cache
 from layerwise.errors import NotReady, WillNotFit
-from layerwise.inputs import stage_inputs
-from layerwise.recipe_loader import apply_overrides
-from layerwise.rolling import read_rolling, rolls, window_note
-from layerwise.room import unsettled
-from layerwise.schedule import run_stage, train_all
-from layerwise.storage import write_json
+from layerwise.files.storage import write_json
+from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.inputs import stage_inputs
+from layerwise.pipeline.rolling import read_rolling, rolls, window_note
+from layerwise.pipeline.room import unsettled
+from layerwise.pipeline.schedule import run_stage, train_all
+from layerwise.recipe.loader import apply_overrides
 from tests.conftest import TINY
 from tests.suggested import commands, message_of, typed
 

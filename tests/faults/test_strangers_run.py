@@ -13,15 +13,15 @@ from click.testing import CliRunner, Result
 
 from layerwise.cli import main
 from layerwise.errors import DamagedData
-from layerwise.recipe_json import NeedsCode, describe, rebuild
-from layerwise.recipe_loader import built_in, resolve_recipe
-from layerwise.storage import read_json, write_json
+from layerwise.files.storage import read_json, write_json
+from layerwise.recipe.as_json import NeedsCode, describe, rebuild
+from layerwise.recipe.loader import built_in, resolve_recipe
 from tests.conftest import TINY
 
 BUILT_IN_CLASSES = """
 from pathlib import Path
 from layerwise.recipe import CacheSettings
-from layerwise.recipe_loader import load_recipe
+from layerwise.recipe.loader import load_recipe
 from helper import SAMPLES
 
 Path(CANARY).write_text("executed")
@@ -116,7 +116,7 @@ def test_a_run_whose_recipe_file_is_gone_goes_on_by_its_settings(make_run, tmp_p
         ({"class": "layerwise..recipe.Recipe"}, NeedsCode),
         ({"class": "layerwise_canary.Own"}, NeedsCode),
         ({"class": "layerwise.objectives.infonce.PatchInfoNCE", "negatives": [{"class": "canary.Own"}]}, NeedsCode),
-        ({"class": "layerwise.recipe_loader.load_recipe"}, DamagedData),
+        ({"class": "layerwise.recipe.loader.load_recipe"}, DamagedData),
         ({"class": "layerwise.cli.common.os"}, DamagedData),
         ({"class": "layerwise.objectives.objective.Objective"}, DamagedData),
         ({"class": "layerwise.objectives.infonce.ObjectiveSettings"}, DamagedData),
@@ -245,7 +245,7 @@ def test_a_state_folder_that_cannot_be_written_stops_nothing(make_run, tmp_path,
 
 def test_a_relative_state_folder_counts_as_none(tmp_path, monkeypatch):
     """A working directory made by a stranger must not bring its own list."""
-    from layerwise.trust import _note
+    from layerwise.pipeline.trust import _note
 
     monkeypatch.setenv("HOME", str(tmp_path))
     for given in ("", ".", "state"):

@@ -8,14 +8,15 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from layerwise import memory, stage
+from layerwise import memory
 from layerwise.cli import main
 from layerwise.errors import WillNotFit
-from layerwise.frozen import load_frozen, stage_record
 from layerwise.memory import Fit, Footprint, check_first_step, explain_exhaustion
-from layerwise.recipe_loader import apply_overrides
-from layerwise.schedule import run_stage, run_together
-from layerwise.units import parse_bytes
+from layerwise.pipeline.frozen import load_frozen, stage_record
+from layerwise.pipeline.schedule import run_stage, run_together
+from layerwise.recipe.loader import apply_overrides
+from layerwise.settings.units import parse_bytes
+from layerwise.training import stage
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

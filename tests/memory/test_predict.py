@@ -10,17 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from layerwise.errors import RecipeError, Unpredictable, WillNotFit
-from layerwise.feeds import Batch, decoder
 from layerwise.memory import Samples, fit, predict
 from layerwise.memory.count import LiveBytes
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.objective import Context, Objective
 from layerwise.recipe import NetworkSettings, ObjectiveSettings, Recipe, Shape
-from layerwise.recipe_loader import load_recipe, resolve_recipe
+from layerwise.recipe.learner import make_learner
+from layerwise.recipe.loader import load_recipe, resolve_recipe
 from layerwise.seeding import seeded
-from layerwise.setup import make_learner
-from layerwise.step import Arithmetic, train_step
+from layerwise.training.feeds import Batch, decoder
+from layerwise.training.step import Arithmetic, train_step
 from tests.conftest import TINY
 
 CPU = torch.device("cpu")

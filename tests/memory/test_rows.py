@@ -11,9 +11,9 @@ import pytest
 from click.testing import CliRunner
 
 from layerwise.cli import main
-from layerwise.memory.rows import PAPER, Asked, Found, Row, depth_rows, table_rows, work_out, work_out_apart
-from layerwise.methods import METHODS
-from layerwise.render.memory import depth_chart, memory_chart, memory_csv, memory_json, memory_table
+from layerwise.paper.memory_report import depth_chart, memory_chart, memory_csv, memory_json, memory_table
+from layerwise.paper.memory_rows import PAPER, Asked, Found, Row, depth_rows, table_rows, work_out, work_out_apart
+from layerwise.recipe.methods import METHODS
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
 MEASURED = {"allocated": 1000, "reserved": 2000, "process": None, "device": "Some GPU"}

@@ -28,7 +28,7 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.S)
 
 
 def test_the_recipe_is_a_recipe(tmp_path: Path) -> None:
-    from layerwise.recipe_loader import load_recipe
+    from layerwise.recipe.loader import load_recipe
 
     (example,) = (example for example in EXAMPLES if "recipe = Recipe(" in example)
     path = tmp_path / "mine.py"

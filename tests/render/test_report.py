@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from layerwise.errors import UsageError
+from layerwise.files.storage import read_json
+from layerwise.pipeline.results import trainings
 from layerwise.render.plots import DARK, LIGHT, pictures
 from layerwise.render.report import flatten, write_report
-from layerwise.results import trainings
-from layerwise.storage import read_json
 
 VOID = {"meta", "source", "img"}
 
 
 def results(depth: int = 3, epochs: int = 5, **changes: Any) -> dict[str, Any]:
-    """In the form that `layerwise.results.collect` gives."""
+    """In the form that `layerwise.pipeline.results.collect` gives."""
     stages = [
         {
             "module": module,

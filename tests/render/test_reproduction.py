@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from layerwise.errors import UsageError
+from layerwise.files.storage import write_json
+from layerwise.paper.rendering import PICTURES, require_own_files
 from layerwise.render.plots import LIGHT
-from layerwise.render.reproduction import PICTURES, require_own_files
-from layerwise.storage import write_json
 
 
 def result(**fields):

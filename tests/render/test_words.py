@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from layerwise.cli import main
 from layerwise.render.words import COMMANDS, terminal_width, wrapped
-from layerwise.units import counted
+from layerwise.settings.units import counted
 
 ADVICE = (
     "module 1 is not trained yet, so there is nothing that its cache could be written from. Run: "

@@ -1,0 +1,251 @@
+"""The toolkit from Python: train a network of one's own module by module, on data of one's own.
+
+    run = lw.train(lw.split(net, at=["layer2", "layer3"]), objective=..., train=dataset, to="runs/mine")
+    run.probe(3, train=labelled, test=held_out)
+    encoder = run.encoder(through=2)
+
+What was trained before is found again: the same call goes on where an interrupted one stopped.
+
+Letters: B batch, C channels.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import activation_cache
+from layerwise.data.mapped import Dataset, MappedSplit, Read
+from layerwise.errors import UsageError
+from layerwise.nets.module import Module
+from layerwise.nets.plain import Represent, plain_modules
+from layerwise.objectives.objective import Objective
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.pipeline.expected import note_expected
+from layerwise.pipeline.frozen import load_frozen
+from layerwise.pipeline.holding import hold
+from layerwise.pipeline.module_cache import open_cache
+from layerwise.pipeline.probe import probe_module
+from layerwise.pipeline.results import collect
+from layerwise.pipeline.run import IN_PYTHON, open_run
+from layerwise.pipeline.schedule import run_all
+from layerwise.pipeline.setup import Setup
+from layerwise.progress import SILENT, Progress
+from layerwise.recipe.given import GivenData, GivenNetwork, GivenObjective, Loss
+from layerwise.recipe.recipe import Recipe
+from layerwise.render.progress import console_progress
+from layerwise.render.report import write_report
+from layerwise.settings.choices import FeedName, ScheduleName
+from layerwise.settings.training import CacheSettings, Optimiser, Probe, Training
+from layerwise.training.feeds import decoder, stacked
+
+
+def train(
+    modules: Sequence[nn.Module],
+    objective: ObjectiveSettings | Objective | Loss | type[nn.Module],
+    train: Dataset,
+    validation: Dataset | None = None,
+    *,
+    to: str | Path,
+    optimiser: Optimiser | None = None,
+    epochs: int = 50,
+    batch_size: int = 32,
+    max_memory: int | str | None = None,
+    patches: tuple[int, int] | None = None,
+    represent: Represent | None = None,
+    feed: FeedName = "cache",
+    schedule: ScheduleName = "iterative",
+    cache: Literal["float32", "float16", "bfloat16", "uint8"] = "float16",
+    seed: int = 0,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    read: Read | None = None,
+    workers: int = 0,
+    version: str = "",
+    quiet: bool = False,
+    **training: Any,
+) -> Trained:
+    """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
+
+    Args:
+        modules: each reads what the one before returns; `split` cuts a network into such. They stay as they are: copies
+            are trained.
+        objective: settings such as PatchInfoNCE(steps=3); a function of (representations, context) that returns a
+            scalar; an `Objective` or another `nn.Module` that is called so; or a class that makes one from each module.
+        train: a map-style dataset. Its samples are an input, (input, label), or a dict; `read` takes any other form.
+        validation: tells when a module has converged. By default a tenth of the training samples.
+        to: the folder of the run.
+        epochs: the most that a module is trained; fewer where its validation loss stops falling.
+        max_memory: bytes, or as "500MB": what a stage may take, by micro-batches of the same gradients.
+        patches: size and stride, in pixels, of the patches of an image that the modules see one at a time.
+        represent: from what a module returns to its representation, (B, C) or (B, C, *positions). By default what it
+            returns.
+        feed: "recompute" passes the data through the frozen modules in every epoch, instead of reading a cache.
+        schedule: "simultaneous" trains all modules in each step.
+        cache: the dtype in which outputs are stored.
+        workers: processes that read samples.
+        version: another one begins anew where data or code changed and no digest can see it.
+        training: other fields of `Training`, such as patience=5 or precision="bf16".
+
+    Raises:
+        UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
+    """
+    data = GivenData.of(train, validation, read=read, workers=workers, version=version)
+    sample = MappedSplit(train, "train", seed, read=read).batch(np.array([0]), None)[0]
+    made = plain_modules(modules, sample, represent, patches=patches)
+    recipe = Recipe(
+        name=re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run",
+        dataset=data,
+        network=GivenNetwork.of(made),
+        objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective),
+        optimiser=optimiser or Optimiser(),
+        training=Training(batch_size=batch_size, epochs=epochs, max_memory=max_memory, **training),
+        cache=CacheSettings(dtype=cache),
+        feed=feed,
+        schedule=schedule,
+        seed=seed,
+    )
+    run = Trained(Path(to), recipe, _device(device), quiet)
+    with run.working("train") as setup:
+        run_all(setup)
+    return run
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError('device="cuda": this machine has no usable CUDA device. Choose "cpu" or "auto"')
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+class Trained:
+    """A run that was trained from Python: `folder` holds it, and `recipe` says all of its settings."""
+
+    def __init__(self, folder: Path, recipe: Recipe, device: torch.device, quiet: bool) -> None:
+        self.folder, self.recipe, self.device, self._quiet = folder, recipe, device, quiet
+
+    def __repr__(self) -> str:
+        setup = self._setup()
+        return f"<run {self.folder}: {setup.depth} modules, {type(self.recipe.objective).__name__}>"
+
+    def encoder(self, through: int | None = None) -> Encoder:
+        """Modules 1 to `through` (by default all), frozen, in evaluation mode, on the run's device."""
+        setup = self._setup()
+        number = setup.depth if through is None else through
+        setup.require_module(number)
+        return Encoder(load_frozen(setup, number))
+
+    def cache(self, module: int) -> dict[str, CachedSplit]:
+        """What a module gave for each sample of "train" and "validation"."""
+        cache = open_cache(self._setup(), module)
+        return {name: CachedSplit(split) for name, split in cache.splits.items()}
+
+    def probe(
+        self, module: int | None = None, *, train: Dataset, test: Dataset, settings: Probe | None = None
+    ) -> dict[str, dict[str, float]]:
+        """Accuracy, from 0 to 1, of a linear classifier on a module's frozen representation, by task: "trained", and
+        "untrained" for the same network as it was before.
+
+        Args:
+            train, test: labelled samples that the classifier learns from and is judged on.
+            settings: of the classifier.
+        """
+        assert isinstance(self.recipe.dataset, GivenData)
+        data = self.recipe.dataset.with_labelled(train, test)
+        probe = settings or Probe(learning_rates=(1e-2, 1e-3), epochs=100, standardise=True)
+        self.recipe = self.recipe.model_copy(update={"dataset": data, "probe": probe})
+        with self.working("probe") as setup:
+            found = probe_module(setup, module or setup.depth)
+        return {
+            task: {state: float(one["accuracy"]) for state, one in by.items()} for task, by in found["tasks"].items()
+        }
+
+    def history(self) -> list[dict[str, Any]]:
+        """For each module its `module` number and `curve`: epoch, step, loss and validation_loss in nats."""
+        stages = collect(self._setup())["stages"]
+        return [{"module": stage["module"], "curve": stage["curve"]} for stage in stages]
+
+    def memory(self) -> list[dict[str, Any]]:
+        """For each training its `modules`, `peak_bytes`, whether that was "measured" or "predicted" (`peak_kind`), and
+        its time in seconds.
+        """
+        found: list[dict[str, Any]] = collect(self._setup())["trainings"]
+        return found
+
+    def report(self) -> Path:
+        """Write report/report.html into the run's folder: curves, probes, caches, settings. Returns its path."""
+        with self.working("report") as setup:
+            return write_report(collect(setup), setup.run.report)
+
+    @contextmanager
+    def working(self, purpose: str) -> Iterator[Setup]:
+        """The run, held while the block runs."""
+        with console_progress(sys.stderr) as console:
+            setup = self._setup(SILENT if self._quiet else console)
+            with hold(setup.run, purpose, IN_PYTHON, [], None, self.recipe, remember=False):
+                setup.writes = True
+                yield setup
+                note_expected(setup)
+
+    def _setup(self, progress: Progress = SILENT) -> Setup:
+        run = open_run(self.folder, self.recipe)
+        return Setup(run, self.device, progress=progress, writes=False, measure_threads=True)
+
+
+class Encoder(nn.Module):
+    """Frozen modules, one after another: from inputs to the representation of the last, (B, C, *positions)."""
+
+    def __init__(self, modules: Sequence[Module]) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(modules)
+        self.eval().requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for module in self.stages:
+            encoded = module(x)
+            x = encoded.output
+        found: Tensor = encoded.c
+        return found
+
+
+class CachedSplit(torch.utils.data.Dataset[Any]):
+    """Cached outputs of a module as a dataset: split[3], split[:100], split[[5, 2]] give float32 outputs and labels.
+
+    The labels are a tensor where there is one task, else a dict by task; None where there are none. `ids` names the
+    samples, and `zarr` is the path of the Zarr group that any Zarr reader opens.
+    """
+
+    def __init__(self, split: activation_cache.Split) -> None:
+        self._split = split
+        self._decode = decoder(split.storage.dtype, split.calibration, len(split.shape), torch.device("cpu"))
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} cached samples of shape {self._split.shape}, stored as {self._split.storage.dtype}>"
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    @property
+    def ids(self) -> list[str]:
+        return self._split.ids
+
+    def __getitem__(self, index: int | slice | Sequence[int]) -> tuple[Tensor, Any]:
+        alone = isinstance(index, int | np.integer)
+        if isinstance(index, slice):
+            chosen = np.arange(len(self))[index]
+        else:
+            chosen = np.atleast_1d(np.asarray(index))
+            chosen = np.where(chosen < 0, chosen + len(self), chosen)
+        values = self._decode(torch.from_numpy(stacked(self._split.read(chosen))))
+        labels = {
+            task: torch.as_tensor(stacked([known[i] for i in chosen])) for task, known in self._split.labels.items()
+        }
+        if alone:
+            values, labels = values[0], {task: known[0] for task, known in labels.items()}
+        return values, next(iter(labels.values()), None) if len(labels) < 2 else labels

@@ -1,0 +1,75 @@
+"""The recipe files that the user named on this machine: the only ones that a command runs because a run says so.
+
+A run may come from a stranger, and a recipe file is code. So `--recipe FILE.py` notes the file, by its absolute path
+and the hashes of its content and of the local files that it imports, in the user's state directory
+(XDG_STATE_HOME, else ~/.local/state), a small sealed file for each. A note that is damaged counts as none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from activation_cache.files import require_real_folders
+from layerwise.errors import DamagedData, WillNotFit
+from layerwise.files.storage import read_json, write_json
+from layerwise.settings.sources import digest, local_files
+
+Say = Callable[[str], None]
+
+
+def trust(path: Path, say: Say) -> None:
+    """Note that the user named this recipe file, as it and what it imports are now.
+
+    Where that cannot be written the command goes on, and `say` is told: the file has to be named again next time.
+    """
+    path = path.resolve()
+    files = {name: digest(file) for name, file in local_files(path).items()}
+    try:
+        root, note = _note(path)
+        (root / note).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        require_real_folders(root, str(note))
+        known = None
+        with suppress(DamagedData):  # it is written anew
+            known = read_json(root / note)
+        if known != {"path": str(path), "files": files}:
+            write_json(root / note, {"path": str(path), "files": files})
+    except (OSError, WillNotFit, DamagedData) as error:
+        say(f"that you named {path} could not be noted ({error}): later commands need --recipe again")
+
+
+def changes(path: Path, say: Say) -> list[str] | None:
+    """The files that differ from when the user named this recipe file; None where it was never named, or is gone."""
+    try:
+        path = path.resolve(strict=True)
+        root, note = _note(path)
+        require_real_folders(root, str(note))
+        known = read_json(root / note)
+    except (OSError, ValueError, RuntimeError):
+        return None
+    except DamagedData as error:
+        say(f"{error} Until then it counts as if the recipe file had not been named")
+        return None
+    before = None if known is None or known.get("path") != str(path) else known.get("files")
+    if not isinstance(before, dict):
+        return None
+    now = local_files(path)
+    altered = [str(file) for name, file in now.items() if before.get(name) != digest(file)]
+    return altered + [name for name in before if name not in now]
+
+
+def name_again(source: str, overrides: Sequence[str], folder: Path) -> str:
+    """The command that names the recipe file of a run, as it is now, and changes nothing."""
+    words = (f"--set={override}" for override in overrides)
+    return shlex.join(["layerwise", "status", f"--recipe={source}", *words, f"--run-dir={folder}"])
+
+
+def _note(path: Path) -> tuple[Path, Path]:
+    """The user's state directory, and where in it the note of this file lies."""
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
+    root = given if given.is_absolute() else Path.home() / ".local" / "state"
+    return root, Path("layerwise", "recipes", hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + ".json")

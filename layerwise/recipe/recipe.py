@@ -1,0 +1,67 @@
+"""What to train, on what, and how. A recipe only chooses: one dataset, one network, one objective, and the numbers of
+the training. The settings of datasets, networks and objectives are defined beside the code that they configure.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, SerializeAsAny
+
+from layerwise.data.settings import DatasetSettings
+from layerwise.errors import RecipeError
+from layerwise.nets.settings import NetworkSettings
+from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.settings.base import Settings
+from layerwise.settings.choices import FeedName, MethodName, ScheduleName
+from layerwise.settings.training import CacheSettings, Optimiser, Probe, SpeechProbes, Training
+
+
+class Recipe(Settings):
+    """Everything that one training needs to be told."""
+
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
+        description="name of its runs: letters, digits, - and _, at most 64",
+    )
+    dataset: SerializeAsAny[DatasetSettings] = Field(description="where samples come from")
+    network: SerializeAsAny[NetworkSettings] = Field(description="the encoder, cut into modules")
+    objective: SerializeAsAny[ObjectiveSettings] = Field(description="the local loss of each module")
+    optimiser: Optimiser = Field(Optimiser(), description="how weights follow gradients")
+    training: Training = Field(Training(), description="how long a stage lasts and in what arithmetic")
+    stages: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(
+        {},
+        description="what differs for single modules, by number: fields of objective and optimiser, and of training "
+        "epochs, patience, tolerance, keep and noise, as in stages.2.optimiser.learning_rate",
+    )
+    probe: Probe | SpeechProbes = Field(Probe(), description="the linear classifiers on frozen representations")
+    cache: CacheSettings = Field(CacheSettings(), description="how outputs of frozen modules are stored")
+    method: MethodName = Field("gim", description="how the network is trained; all but gim change other fields too")
+    scale: float = Field(1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out")
+    schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
+    together: int | None = Field(
+        None,
+        ge=1,
+        description="with the schedule simultaneous: modules 1 to this one are trained together, and those above one "
+        "after another; null: all together",
+    )
+    feed: FeedName = Field(
+        "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
+    )
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
+
+    def groups(self, depth: int) -> list[tuple[int, ...]]:
+        """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once.
+
+        Raises:
+            RecipeError: `stages` tells of a module that there is not.
+        """
+        if (most := max(self.stages, default=0)) > depth:
+            raise RecipeError(
+                f"stages.{most} would have no effect: there are modules 1 to {depth}. Leave it out, or "
+                f"take it back with --set stages.{most}=null"
+            )
+        together = 1
+        if self.schedule == "simultaneous":
+            together = depth if self.together is None else min(self.together, depth)
+        return [tuple(range(1, together + 1)), *((number,) for number in range(together + 1, depth + 1))]

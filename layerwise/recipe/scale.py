@@ -1,0 +1,45 @@
+"""A recipe made small, to see in minutes whether its parts fit together. Its figures are not those of the recipe."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from layerwise.data.parts import Fraction
+from layerwise.recipe.overrides import for_stage
+from layerwise.recipe.recipe import Recipe
+from layerwise.settings.training import Probe, SpeechProbes
+
+
+def with_scale(recipe: Recipe, scale: float) -> Recipe:
+    """Fewer samples, epochs and channels, each so that the work is `scale` times what it was: `scale` cubed in all."""
+    if scale == 1:
+        return recipe
+    return recipe.model_copy(
+        update={
+            "scale": scale,
+            "dataset": Fraction(dataset=recipe.dataset, share=scale),
+            "network": recipe.network.scaled(scale),
+            "training": recipe.training.model_copy(update={"epochs": math.ceil(recipe.training.epochs * scale)}),
+            "stages": {number: _shorter_stage(recipe, number, scale) for number in recipe.stages},
+            "probe": _shorter(recipe.probe, scale),
+        }
+    )
+
+
+def _shorter_stage(recipe: Recipe, number: int, scale: float) -> dict[str, Any]:
+    own = recipe.stages[number]
+    if "epochs" not in own.get("training", {}):
+        return own
+    epochs = math.ceil(for_stage(recipe, number).training.epochs * scale)
+    return {**own, "training": {**own["training"], "epochs": epochs}}
+
+
+def _shorter(probe: Probe | SpeechProbes, scale: float) -> Probe | SpeechProbes:
+    if isinstance(probe, SpeechProbes):
+        return SpeechProbes(phone=_fewer_epochs(probe.phone, scale), speaker=_fewer_epochs(probe.speaker, scale))
+    return _fewer_epochs(probe, scale)
+
+
+def _fewer_epochs(probe: Probe, scale: float) -> Probe:
+    return probe.model_copy(update={"epochs": math.ceil(probe.epochs * scale)})

@@ -1,0 +1,1 @@
+"""The words and values that everything else is told: fields with units, their identity, the code they bring."""
