@@ -29,6 +29,7 @@ from layerwise.nets.module import Encoded, Module, failure_named
 from layerwise.recipe import Recipe, Shape
 from layerwise.setup import make_learner
 from layerwise.step import Arithmetic, Learner, train_step
+from layerwise.stopping import signals_wait
 
 Step = Callable[[Sequence[Learner], Batch, int, Arithmetic], object]
 UNKNOWN = (
@@ -122,7 +123,7 @@ PARTS = ("parameters", "gradients", "optimiser", "inputs", REST)
 @contextmanager
 def _shapes_only() -> Iterator[None]:
     try:
-        with FakeTensorMode():
+        with signals_wait(), FakeTensorMode():
             yield
     except UNKNOWN as error:
         raise _unpredictable(f"an operation's shape depends on values ({error})") from error
