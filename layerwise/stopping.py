@@ -1,7 +1,9 @@
-"""The wish to stop, on its way from a signal to the work."""
+"""Cooperative cancellation: turns SIGINT and SIGTERM into a clean stop between steps."""
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,3 +43,31 @@ class Stopping:
             self._waits = False
         if self.asked:  # behind the last step
             raise KeyboardInterrupt
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM after the block instead of within it; a second one ends the process at once.
+
+    For short work in which C++ code calls Python where it can take no exception, as torch does for fake tensors: a
+    KeyboardInterrupt there would end the process with SIGABRT.
+    """
+    if threading.current_thread() is not threading.main_thread():  # no signal is handled in another
+        yield
+        return
+    waiting: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if waiting:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        waiting.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for number in waiting:
+        signal.raise_signal(number)

@@ -28,6 +28,7 @@ from layerwise.nets.module import Encoded, Module, failure_named
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.base import Shape
+from layerwise.stopping import signals_wait
 from layerwise.training.feeds import Batch, as_stored
 from layerwise.training.step import Arithmetic, Learner, train_step
 
@@ -123,7 +124,7 @@ PARTS = ("parameters", "gradients", "optimiser", "inputs", REST)
 @contextmanager
 def _shapes_only() -> Iterator[None]:
     try:
-        with FakeTensorMode():
+        with signals_wait(), FakeTensorMode():
             yield
     except UNKNOWN as error:
         raise _unpredictable(f"an operation's shape depends on values ({error})") from error

@@ -7,7 +7,9 @@ import importlib
 import json
 import os
 import signal
+import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +98,43 @@ def test_a_signal_in_a_callback_of_the_interpreter_is_not_lost(
         original(self, key)
 
     monkeypatch.setattr(place, "_forget", signalled)
+    monkeypatch.setattr(importlib.import_module("layerwise.memory.predict"), "signals_wait", nullcontext)
     hook = sys.unraisablehook
     stopped = call("plan", *TINY)
     assert stopped.exit_code == 75
     assert "Exception ignored" not in stopped.stderr + capfd.readouterr().err
     assert sys.unraisablehook is hook
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_of_a_prediction(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    """torch calls Python for fake tensors where C++ can take no exception: one there would end the process."""
+    monkeypatch.chdir(tmp_path)
+    behind = []
+    place = importlib.import_module("layerwise.memory.count").LiveBytes
+    original = place.__torch_dispatch__
+
+    def signalled(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not behind:
+            os.kill(os.getpid(), number)
+        behind.append(args[0])
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(place, "__torch_dispatch__", signalled)
+    stopped = call("plan", *TINY)
+    assert stopped.exit_code == 75
+    assert len(behind) > 100
+
+
+def test_a_second_signal_does_not_wait() -> None:
+    code = (
+        "import os, signal\nfrom layerwise.stopping import signals_wait\n"
+        "with signals_wait():\n    for _ in range(2):\n        os.kill(os.getpid(), signal.SIGINT)\n"
+        "    while True:\n        pass"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == -signal.SIGINT
 
 
 def test_looking_through_the_files_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
