@@ -53,12 +53,12 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, module: str, name: str, number: i
 @pytest.mark.parametrize(
     ("where", "before", "command"),
     [
-        (("probe", "_train_linear"), [FIRST], ("probe", "--module", "1")),
-        (("probe", "features"), [FIRST], ("probe", "--module", "1")),
-        (("caching", "_calibration"), [FIRST], ("cache", "--module", "1")),
-        (("caching", "as_stored", 3), [FIRST], ("cache", "--module", "1")),
-        (("schedule", "_fit"), [], FIRST),
-        (("checkpoint", "save_tensors"), [], FIRST),
+        (("pipeline.probe", "_train_linear"), [FIRST], ("probe", "--module", "1")),
+        (("pipeline.probe", "features"), [FIRST], ("probe", "--module", "1")),
+        (("pipeline.caching", "_calibration"), [FIRST], ("cache", "--module", "1")),
+        (("pipeline.caching", "as_stored", 3), [FIRST], ("cache", "--module", "1")),
+        (("pipeline.schedule", "_fit"), [], FIRST),
+        (("training.checkpoint", "save_tensors"), [], FIRST),
     ],
 )
 def test_a_signal_ends_it_and_the_same_command_goes_on(
@@ -167,7 +167,7 @@ def test_a_download_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_figure_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    interrupt(monkeypatch, "probe", "_train_linear", signal.SIGTERM)
+    interrupt(monkeypatch, "pipeline.probe", "_train_linear", signal.SIGTERM)
     asked = ("reproduce", "figure4", "--recipe", RECIPE, "--set", "training.epochs=1")
     assert call(*asked).exit_code == 75
 

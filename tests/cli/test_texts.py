@@ -28,7 +28,7 @@ def _empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_resumed_training_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, "stage", "train_step", signal.SIGINT, at=8)
+        interrupt(patch, "training.stage", "train_step", signal.SIGINT, at=8)
         assert call("stage", "1", *SETTINGS).exit_code == 75
     resumed = call("stage", "1", *SETTINGS)
     assert resumed.exit_code == 0
@@ -38,7 +38,7 @@ def test_a_resumed_training_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatc
 
 def test_modules_that_resume_together_are_all_named(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        interrupt(patch, "stage", "train_step", signal.SIGINT, at=3)
+        interrupt(patch, "training.stage", "train_step", signal.SIGINT, at=3)
         assert call("run", *SETTINGS, "--schedule", "simultaneous").exit_code == 75
     resumed = call("stage", "1", *SETTINGS, "--set", "schedule=simultaneous")
     assert "modules 1-3: resuming at epoch 1 of 2, update 3\n" in resumed.stdout
@@ -47,7 +47,7 @@ def test_modules_that_resume_together_are_all_named(monkeypatch: pytest.MonkeyPa
 def test_a_resumed_cache_says_where_it_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("stage", "1", *SETTINGS).exit_code == 0
     with monkeypatch.context() as patch:
-        interrupt(patch, "caching", "as_stored", signal.SIGINT, at=10)
+        interrupt(patch, "pipeline.caching", "as_stored", signal.SIGINT, at=10)
         assert call("cache", "--module", "1").exit_code == 75
     resumed = call("cache", "--module", "1")
     assert re.search(r"cache of module 1: resuming at sample \d+ of 272\n", resumed.stdout)
