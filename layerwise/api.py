@@ -31,11 +31,10 @@ from layerwise.objectives.objective import Objective
 from layerwise.objectives.settings import ObjectiveSettings
 from layerwise.pipeline.expected import note_expected
 from layerwise.pipeline.frozen import load_frozen
-from layerwise.pipeline.holding import hold
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
 from layerwise.pipeline.results import collect
-from layerwise.pipeline.run import IN_PYTHON, open_run
+from layerwise.pipeline.run import open_run
 from layerwise.pipeline.schedule import run_all
 from layerwise.pipeline.setup import Setup
 from layerwise.progress import SILENT, Progress
@@ -188,8 +187,8 @@ class Trained:
         """The run, held while the block runs."""
         with console_progress(sys.stderr) as console:
             setup = self._setup(SILENT if self._quiet else console)
-            with hold(setup.run, purpose, IN_PYTHON, [], None, self.recipe, remember=False):
-                setup.writes = True
+            setup.writes = True
+            with setup.held(purpose):
                 yield setup
                 note_expected(setup)
 

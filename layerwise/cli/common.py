@@ -36,10 +36,10 @@ def run_folder(options: Options) -> Path:
         folder = last_run()
         say(f"using {folder}, the run that was used last")
         return folder
-    from layerwise.recipe.loader import load_recipe, resolve_recipe
+    from layerwise.recipe.loader import read_recipe, resolve_recipe
 
     chosen = options if options.method is None else options.override(method=options.method)
-    return RUNS / run_name(resolve_recipe(load_recipe(named_recipe(options.recipe)), chosen.set))
+    return RUNS / run_name(resolve_recipe(read_recipe(named_recipe(options.recipe)), chosen.set))
 
 
 def named_recipe(source: str) -> str:
@@ -59,11 +59,10 @@ def named_recipe(source: str) -> str:
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
     from layerwise.pipeline.expected import note_expected
-    from layerwise.pipeline.holding import hold
     from layerwise.pipeline.remembered import remembered_recipe
     from layerwise.pipeline.run import RUNS, last_run, open_run, run_name
-    from layerwise.pipeline.setup import Setup
-    from layerwise.recipe.loader import heeded, load_recipe, require_heeded, resolve_recipe
+    from layerwise.pipeline.setup import Origin, Setup
+    from layerwise.recipe.loader import heeded, read_recipe, require_heeded, resolve_recipe
     from layerwise.render.progress import console_progress
 
     if writes:
@@ -89,7 +88,7 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
                 say(f"another method or schedule has a run of its own: {folder}")
     else:
         source, overrides = named_recipe(options.recipe), list(options.set)
-        as_written = load_recipe(source)
+        as_written = read_recipe(source)
     recipe = resolve_recipe(as_written, overrides)
     require_heeded(recipe)
     require_data_options(options, recipe)
@@ -111,13 +110,12 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
             writes,
             measure_threads=True,
             asked=words,
+            origin=Origin(source, tuple(overrides), as_written),
+            remember=True,
         )
-        if not writes:
+        with setup.held(purpose):
             yield setup
-            return
-        with hold(run, purpose, source, overrides, data_dir, as_written):
-            yield setup
-            if setup.knows_dataset:
+            if writes and setup.knows_dataset:
                 note_expected(setup)
 
 

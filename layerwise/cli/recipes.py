@@ -23,10 +23,10 @@ def command(source: str | None, options: Options) -> None:
         emit(options, {"recipes": found}, lambda: _list(found))
         return
     from layerwise.recipe.fields import groups
-    from layerwise.recipe.loader import find_recipe, load_recipe
+    from layerwise.recipe.loader import find_recipe, read_recipe
     from layerwise.render.tables import recipe_table
 
-    recipe, path = load_recipe(source), find_recipe(source)
+    recipe, path = read_recipe(source), find_recipe(source)
     described = {
         "recipe": recipe.name,
         "summary": summary(path),

@@ -21,7 +21,7 @@ from layerwise.memory.fit import fit
 from layerwise.memory.measure import measure
 from layerwise.memory.predict import Samples, Step
 from layerwise.paper.baselines import summed_step
-from layerwise.recipe.loader import load_recipe
+from layerwise.recipe.loader import read_recipe
 from layerwise.recipe.methods import with_method
 from layerwise.recipe.overrides import apply_overrides
 from layerwise.recipe.recipe import Recipe
@@ -138,7 +138,7 @@ def depth_rows(depth: int) -> list[Row]:
 def row_recipe(asked: Asked, row: Row) -> Recipe:
     """The recipe that a row trains."""
     overrides = [*asked.overrides, f"training.batch_size={asked.batch}", *(f"training.{one}" for one in row.training)]
-    recipe = apply_overrides(load_recipe(asked.recipe), overrides)
+    recipe = apply_overrides(read_recipe(asked.recipe), overrides)
     if asked.depth is not None:
         recipe = recipe.model_copy(update={"network": recipe.network.repeated(asked.depth)})
     return with_method(with_scale(recipe, recipe.scale), row.method)

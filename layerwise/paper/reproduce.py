@@ -24,14 +24,13 @@ from layerwise.paper.memory_rows import PAPER, Asked, Row, count_modules, row_re
 from layerwise.paper.numbers import CPC, GIM, SUPERVISED, TABLES, Cell, PaperTable, Training
 from layerwise.paper.patches import exciting_patches, require_patches
 from layerwise.pipeline.frozen import require_stage
-from layerwise.pipeline.holding import hold
 from layerwise.pipeline.probe import probe_fixed, probe_module
 from layerwise.pipeline.results import curve
 from layerwise.pipeline.run import open_run
 from layerwise.pipeline.schedule import train_all
-from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.setup import Origin, Setup
 from layerwise.progress import Progress
-from layerwise.recipe.loader import heeded, load_recipe, resolve_recipe
+from layerwise.recipe.loader import heeded, read_recipe, resolve_recipe
 from layerwise.recipe.recipe import Recipe
 from layerwise.stopping import Stopping
 
@@ -58,7 +57,7 @@ class Ground:
     @cached_property
     def as_written(self) -> Recipe:
         """As its file gives it."""
-        return load_recipe(self.source)
+        return read_recipe(self.source)
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -103,8 +102,9 @@ class Ground:
             stopping,
             at_steps=stopping.at_steps,
             measure_threads=True,
+            origin=Origin(self.source, tuple(overrides), self.as_written),
         )
-        with hold(run, "reproduce", self.source, overrides, self.data_dir, self.as_written, remember=False):
+        with setup.held("reproduce"):
             if task is not None:
                 choose_task(setup, task)
             for _ in train_all(setup, fresh=self.fresh and folder not in self._anew):

@@ -33,10 +33,11 @@ from layerwise.pipeline.module_cache import (
 from layerwise.pipeline.rolling import mend_window, read_rolling
 from layerwise.pipeline.room import Trained, settle
 from layerwise.pipeline.run import cache_folder
-from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.setup import Setup, holds
 from layerwise.training.feeds import Feed, RecomputeFeed
 
 
+@holds("cache")
 @with_its_threads
 def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Cache:
     """Run frozen module `number` over every split and store what it gives; goes on where an earlier, killed writing
@@ -121,6 +122,7 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
     return writer
 
 
+@holds("cache")
 @with_its_threads
 def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
     """Read all of module `number`'s cache, and compute again only the shards that are damaged.

@@ -30,7 +30,7 @@ from layerwise.nets.module import Module
 from layerwise.nets.speech import at_labels
 from layerwise.pipeline.frozen import frozen_digests, load_frozen, require_stage, threads_of
 from layerwise.pipeline.inputs import nearest_inputs
-from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.setup import Setup, holds
 from layerwise.seeding import numpy_generator, seeded
 from layerwise.settings.training import Probe
 from layerwise.training.feeds import DatasetFeed, Feed, RecomputeFeed
@@ -136,6 +136,7 @@ class Standardise(nn.Module):
         return (features - self.mean) * self.scale
 
 
+@holds("probe")
 def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
     """Classify the representation of module `number`, and that of the untrained network of the same seed, for every
     task.
@@ -222,6 +223,7 @@ def parts(modules: Sequence[Module]) -> list[Module]:
     return [part for module in modules for part in module.parts()]
 
 
+@holds("probe")
 def probe_fixed(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     """Classify the features by hand that the network is compared with (MFCC, for speech), for every task.
 

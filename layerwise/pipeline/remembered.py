@@ -15,7 +15,7 @@ from layerwise.files.records import RECIPE, read_record
 from layerwise.pipeline import trust
 from layerwise.pipeline.run import IN_PYTHON, run_source
 from layerwise.recipe.as_json import AS_WRITTEN, NeedsCode, rebuild
-from layerwise.recipe.loader import load_recipe
+from layerwise.recipe.loader import read_recipe
 from layerwise.recipe.recipe import Recipe
 
 
@@ -32,10 +32,10 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
     if source == IN_PYTHON:
         return source, overrides, _from_files(folder)
     if not source.endswith(".py"):
-        return source, overrides, load_recipe(source)
+        return source, overrides, read_recipe(source)
     altered = trust.changes(Path(source), say)
     if altered == []:
-        return source, overrides, load_recipe(source)
+        return source, overrides, read_recipe(source)
     words = [f"--set={override}" for override in overrides]
     if altered is not None:
         raise UsageError(

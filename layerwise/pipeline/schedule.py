@@ -26,7 +26,7 @@ from layerwise.pipeline.inputs import stage_inputs
 from layerwise.pipeline.plan import require_fit
 from layerwise.pipeline.probe import probe_fixed, probe_module
 from layerwise.pipeline.room import unsettled
-from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.setup import Setup, holds
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.overrides import for_stage
 from layerwise.recipe.recipe import Recipe
@@ -39,6 +39,7 @@ from layerwise.training.stage import train
 from layerwise.training.threads import threads_restored
 
 
+@holds("stage")
 def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, Any]:
     """Train module `number` to convergence and freeze it, or find that this was done; returns its record.
 
@@ -185,6 +186,7 @@ def _fit(setup: Setup, recipe: Recipe, numbers: Sequence[int], title: str) -> me
     return fit
 
 
+@holds("run")
 def run_all(setup: Setup, *, fresh: bool = False) -> None:
     """Every stage, the cache that the next one reads, and the probes, where there are labels; what is done already is
     skipped.

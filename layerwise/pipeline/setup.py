@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
@@ -16,7 +17,8 @@ from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.files.records import DATASET, DatasetRecord, read_record
 from layerwise.files.storage import write_json
 from layerwise.nets.module import Module, output_shapes
-from layerwise.pipeline.run import Run
+from layerwise.pipeline.holding import hold
+from layerwise.pipeline.run import IN_PYTHON, Run
 from layerwise.progress import Progress, Silent
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.recipe import Recipe
@@ -41,6 +43,18 @@ class DatasetFacts:
     """Split whose samples differ in length to the mean of their lengths, rounded."""
 
 
+@dataclass(frozen=True)
+class Origin:
+    """Where a run's recipe came from: what a later command needs to make it again."""
+
+    source: str
+    """Name or path of the recipe."""
+    overrides: tuple[str, ...]
+    """`key=value`, in their order."""
+    as_written: Recipe
+    """Before overrides, scale and method."""
+
+
 @dataclass(eq=False)
 class Setup:
     """A run with everything that is needed to work on it."""
@@ -54,11 +68,16 @@ class Setup:
     at_steps: Callable[[], AbstractContextManager[None]] = nullcontext
     """Around work that asks `should_stop` itself, and that nothing else should stop."""
     writes: bool = True
-    """Whether the run is held; looking at one must not change it."""
+    """Whether work holds the run, and notes in it what it follows; looking at one must not change it."""
     measure_threads: bool = False
     """Whether trainings on a CPU choose their number of threads, where the user set none; else torch's is used."""
     asked: tuple[str, ...] = ()
     """The options of the command at work that choose recipe, settings and data, word by word."""
+    origin: Origin | None = None
+    """None: the recipe was made in Python."""
+    remember: bool = False
+    """Whether the run becomes the one that was used last, which commands use that name none."""
+    _held: bool = field(default=False, init=False)
     _opened: DatasetRecord | None = field(default=None, init=False)
     _forgotten: bool = field(default=False, init=False)
 
@@ -74,6 +93,32 @@ class Setup:
         kept = [word for word in self.asked if word.removeprefix("--set=").partition("=")[0] not in replaced]
         added = [f"--set={override}" for override in overrides]
         return shlex.join(["layerwise", *words.split(), "--run-dir", str(self.run.folder), *kept, *added])
+
+    @contextmanager
+    def held(self, purpose: str) -> Iterator[None]:
+        """Hold the run while the block works on it: locked, with its recipe noted. Blocks may lie within each other.
+
+        Raises:
+            RunLocked: another process holds it.
+        """
+        if self._held or not self.writes:
+            yield
+            return
+        origin = self.origin or Origin(IN_PYTHON, (), self.recipe)
+        with hold(
+            self.run,
+            purpose,
+            origin.source,
+            origin.overrides,
+            self.data_dir,
+            origin.as_written,
+            remember=self.remember,
+        ):
+            self._held = True
+            try:
+                yield
+            finally:
+                self._held = False
 
     @cached_property
     def splits(self) -> Splits:
@@ -241,3 +286,25 @@ class Setup:
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""
         return derive_seed(self.recipe.seed, "order", number)
+
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def holds(
+    purpose: str,
+) -> Callable[[Callable[Concatenate[Setup, Arguments], Result]], Callable[Concatenate[Setup, Arguments], Result]]:
+    """Decorate work on a run, so that it holds the run, whoever calls: a command, a script or a notebook."""
+
+    def decorate(
+        work: Callable[Concatenate[Setup, Arguments], Result],
+    ) -> Callable[Concatenate[Setup, Arguments], Result]:
+        @wraps(work)
+        def held(setup: Setup, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+            with setup.held(purpose):
+                return work(setup, *args, **kwargs)
+
+        return held
+
+    return decorate

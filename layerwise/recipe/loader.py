@@ -44,12 +44,25 @@ def summary(path: Path) -> str:
 
 
 def load_recipe(source: str, overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe named or at the path `source`, with `key=value` overrides applied.
+    """Load the recipe named or at the path `source` as it is trained: with `key=value` overrides, its scale and its
+    method applied.
 
     Raises:
-        RecipeError: no such recipe, field or value; one line that names the nearest good one.
+        RecipeError: no such recipe, field or value, or one that would have no effect; one line that names the nearest
+            good one.
     """
-    return apply_overrides(_execute(find_recipe(source)), overrides)
+    recipe = resolve_recipe(source, overrides)
+    require_heeded(recipe)
+    return recipe
+
+
+def read_recipe(source: str) -> Recipe:
+    """Read the recipe as its file gives it, before overrides, scale and method.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    return _execute(find_recipe(source))
 
 
 def resolve_recipe(source: str | Recipe, overrides: Sequence[str] = ()) -> Recipe:
@@ -66,6 +79,16 @@ def resolve_recipe(source: str | Recipe, overrides: Sequence[str] = ()) -> Recip
     for override, reason in lost.items():
         raise RecipeError(f"{override} would have no effect: {reason}. Leave it out, or choose another method")
     return apply_overrides(recipe, later)
+
+
+def as_trained(recipe: Recipe) -> Recipe:
+    """The recipe with its scale and its method applied, if they are not yet, as in one that was made in Python."""
+    from layerwise.recipe.methods import is_by_its_method, with_method
+    from layerwise.recipe.scale import is_scaled, with_scale
+
+    if not is_scaled(recipe):
+        recipe = with_scale(recipe, recipe.scale)
+    return recipe if is_by_its_method(recipe) else with_method(recipe, recipe.method)
 
 
 def heeded(source: str | Recipe, overrides: Sequence[str]) -> list[str]:
@@ -132,7 +155,9 @@ def _by_method(source: str | Recipe, overrides: Sequence[str]) -> tuple[Recipe, 
     from layerwise.recipe.methods import with_method
     from layerwise.recipe.scale import with_scale
 
-    asked = load_recipe(source) if isinstance(source, str) else source
+    asked = read_recipe(source) if isinstance(source, str) else source
+    if (asked.method, asked.scale) != ("gim", 1) and as_trained(asked) is asked:
+        return _of_trained(asked, overrides), [], {}
     paths = {override: override.partition("=")[0].strip().split(".") for override in overrides}
     first = [override for override in overrides if _has_field(asked, paths[override])]
     asked = apply_overrides(asked, first)
@@ -157,6 +182,21 @@ def _by_method(source: str | Recipe, overrides: Sequence[str]) -> tuple[Recipe, 
             sets = shown(_value_at(trained, path))
             lost[override] = f"the method {trained.method} sets {'.'.join(path)} to {sets}"
     return trained, later, lost
+
+
+def _of_trained(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
+    """
+    Raises:
+        RecipeError: an override would change the method or the scale, which were applied when the recipe was made.
+    """
+    changed = apply_overrides(recipe, overrides)
+    for field in ("method", "scale"):
+        if getattr(changed, field) != getattr(recipe, field):
+            raise RecipeError(
+                f"{field} is {getattr(recipe, field)} already, applied where this recipe was made in Python: it cannot be "
+                "changed afterwards. Change it there, for a run of its own"
+            )
+    return changed
 
 
 def _survives(asked: Any, trained: Any, path: Sequence[str]) -> bool:

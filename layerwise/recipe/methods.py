@@ -42,6 +42,20 @@ def with_method(recipe: Recipe, name: MethodName) -> Recipe:
     return recipe.model_copy(update={**changed, "method": name})
 
 
+def is_by_its_method(recipe: Recipe) -> bool:
+    """Whether a recipe is what its method makes of one, and not merely says so."""
+    if recipe.method == "gim":
+        return True
+    try:
+        changed = METHODS[recipe.method](recipe)
+    except RecipeError:  # merged already
+        return True
+    return all(
+        getattr(recipe, name) == value if name == "training" else type(getattr(recipe, name)) is type(value)
+        for name, value in changed.items()
+    )
+
+
 def _gim(recipe: Recipe) -> dict[str, Any]:
     """Greedy InfoMax: each module by the recipe's objective (Löwe et al. 2019)."""
     return {}

@@ -27,6 +27,14 @@ def with_scale(recipe: Recipe, scale: float) -> Recipe:
     )
 
 
+def is_scaled(recipe: Recipe) -> bool:
+    """Whether a recipe is as small as its scale says, and does not merely say so."""
+    dataset: object = recipe.dataset
+    while dataset is not None and not isinstance(dataset, Fraction):
+        dataset = getattr(dataset, "dataset", None)
+    return recipe.scale == 1 or dataset is not None
+
+
 def _shorter_stage(recipe: Recipe, number: int, scale: float) -> dict[str, Any]:
     own = recipe.stages[number]
     if "epochs" not in own.get("training", {}):
