@@ -69,5 +69,5 @@ def signals_wait() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    for number in waiting:
-        signal.raise_signal(number)
+    for late in waiting:
+        signal.raise_signal(late)
