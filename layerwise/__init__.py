@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.api import Encoder, Trained, train
+    from layerwise.api import Encoder, Trained, open, train
     from layerwise.data.settings import DatasetSettings
     from layerwise.nets.group_norm import group_norm
     from layerwise.nets.module import Encoded, Module
@@ -47,6 +47,7 @@ __all__ = [
     "group_norm",
     "load_frozen",
     "load_recipe",
+    "open",
     "open_cache",
     "open_run",
     "probe_module",
@@ -73,7 +74,7 @@ _HOMES = {
     "pipeline.run": ("Run", "open_run"),
     "pipeline.schedule": ("run_all", "run_stage"),
     "pipeline.setup": ("Setup",),
-    "api": ("Encoder", "Trained", "train"),
+    "api": ("Encoder", "Trained", "open", "train"),
 }
 
 

@@ -33,12 +33,14 @@ from layerwise.pipeline.expected import note_expected
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
+from layerwise.pipeline.remembered import remembered_recipe
 from layerwise.pipeline.results import collect
 from layerwise.pipeline.run import open_run
 from layerwise.pipeline.schedule import run_all
-from layerwise.pipeline.setup import Setup
+from layerwise.pipeline.setup import Origin, Setup
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe.given import GivenData, GivenNetwork, GivenObjective, Loss
+from layerwise.recipe.loader import resolve_recipe
 from layerwise.recipe.recipe import Recipe
 from layerwise.render.progress import console_progress
 from layerwise.render.report import write_report
@@ -117,6 +119,32 @@ def train(
     return run
 
 
+def open(
+    folder: str | Path,
+    *,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    data_dir: str | Path | None = None,
+    quiet: bool = False,
+) -> Trained:
+    """Open a run of any command or script: its curves, caches, frozen encoder and, where labels are at hand, probes.
+
+    What was handed to `train` as an object (a network, a dataset, a loss) is not in the run: the same call of `train`
+    brings it back.
+
+    Args:
+        data_dir: where the dataset's files lie, if not where they did when the run was last used.
+
+    Raises:
+        NotReady: there is no run in `folder`.
+        UsageError: its recipe is a file that was not named on this machine, and is needed.
+    """
+    source, overrides, as_written = remembered_recipe(Path(folder), lambda note: print(note, file=sys.stderr))
+    recipe = resolve_recipe(as_written, overrides)
+    known = open_run(Path(folder), recipe).data_dir
+    origin = Origin(source, tuple(overrides), as_written)
+    return Trained(Path(folder), recipe, _device(device), quiet, known if data_dir is None else Path(data_dir), origin)
+
+
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError('device="cuda": this machine has no usable CUDA device. Choose "cpu" or "auto"')
@@ -124,10 +152,19 @@ def _device(name: str) -> torch.device:
 
 
 class Trained:
-    """A run that was trained from Python: `folder` holds it, and `recipe` says all of its settings."""
+    """A run: `folder` holds it, and `recipe` says all of its settings."""
 
-    def __init__(self, folder: Path, recipe: Recipe, device: torch.device, quiet: bool) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        recipe: Recipe,
+        device: torch.device,
+        quiet: bool,
+        data_dir: Path | None = None,
+        origin: Origin | None = None,
+    ) -> None:
         self.folder, self.recipe, self.device, self._quiet = folder, recipe, device, quiet
+        self._data_dir, self._origin = data_dir, origin
 
     def __repr__(self) -> str:
         setup = self._setup()
@@ -146,19 +183,37 @@ class Trained:
         return {name: CachedSplit(split) for name, split in cache.splits.items()}
 
     def probe(
-        self, module: int | None = None, *, train: Dataset, test: Dataset, settings: Probe | None = None
+        self,
+        module: int | None = None,
+        *,
+        train: Dataset | None = None,
+        test: Dataset | None = None,
+        settings: Probe | None = None,
     ) -> dict[str, dict[str, float]]:
         """Accuracy, from 0 to 1, of a linear classifier on a module's frozen representation, by task: "trained", and
         "untrained" for the same network as it was before.
 
         Args:
-            train, test: labelled samples that the classifier learns from and is judged on.
+            train, test: labelled samples that the classifier learns from and is judged on; where the run is of a
+                recipe, its dataset has them already.
             settings: of the classifier.
+
+        Raises:
+            UsageError: labelled samples are missing, or are given beside those of a recipe's dataset.
         """
-        assert isinstance(self.recipe.dataset, GivenData)
-        data = self.recipe.dataset.with_labelled(train, test)
-        probe = settings or Probe(learning_rates=(1e-2, 1e-3), epochs=100, standardise=True)
-        self.recipe = self.recipe.model_copy(update={"dataset": data, "probe": probe})
+        own = isinstance(self.recipe.dataset, GivenData)
+        if (train is None or test is None) if own else (train is not None or test is not None):
+            raise UsageError(
+                "a probe needs labelled samples: pass train=DATASET and test=DATASET"
+                if own
+                else f"the labelled samples are those of the recipe {self.recipe.name!r}: leave out train and test"
+            )
+        if isinstance(self.recipe.dataset, GivenData) and train is not None and test is not None:
+            data = self.recipe.dataset.with_labelled(train, test)
+            settings = settings or Probe(learning_rates=(1e-2, 1e-3), epochs=100, standardise=True)
+            self.recipe = self.recipe.model_copy(update={"dataset": data})
+        if settings is not None:
+            self.recipe = self.recipe.model_copy(update={"probe": settings})
         with self.working("probe") as setup:
             found = probe_module(setup, module or setup.depth)
         return {
@@ -193,8 +248,15 @@ class Trained:
                 note_expected(setup)
 
     def _setup(self, progress: Progress = SILENT) -> Setup:
-        run = open_run(self.folder, self.recipe)
-        return Setup(run, self.device, progress=progress, writes=False, measure_threads=True)
+        return Setup(
+            open_run(self.folder, self.recipe),
+            self.device,
+            self._data_dir,
+            progress=progress,
+            writes=False,
+            measure_threads=True,
+            origin=self._origin,
+        )
 
 
 class Encoder(nn.Module):

@@ -24,6 +24,7 @@ def test_the_public_names():
         "group_norm",
         "load_frozen",
         "load_recipe",
+        "open",
         "open_cache",
         "open_run",
         "probe_module",

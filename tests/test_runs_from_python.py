@@ -10,9 +10,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+import layerwise
 from layerwise import load_recipe, open_run, run_all, run_stage, write_cache
 from layerwise.cli import main
-from layerwise.errors import RecipeError, RunLocked
+from layerwise.errors import NotReady, RecipeError, RunLocked, UsageError
 from layerwise.files.run_files import lock
 from layerwise.nets.merged import Merged
 from layerwise.pipeline.setup import Setup
@@ -69,3 +70,24 @@ def test_a_field_that_would_be_ignored_is_refused_from_python_too(tmp_path: Path
     training: Settings = TINY.training.model_copy(update={"update_every": (2, 1)})
     with pytest.raises(RecipeError, match="update_every"):
         open_run(tmp_path / "run", TINY.model_copy(update={"training": training}))
+
+
+def test_a_run_of_a_command_is_opened_in_python(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    settings = [word for override in SMALL for word in ("--set", override)]
+    made = CliRunner().invoke(main, ["run", "--recipe", "digits", "--run-dir", str(folder), *settings])
+    assert made.exit_code == 0, made.output
+    run = layerwise.open(folder, device="cpu", quiet=True)
+    assert [stage["module"] for stage in run.history()] == [1, 2, 3]
+    assert run.cache(1)["train"][:2][0].shape[0] == 2
+    shape, _ = run.recipe.dataset.expects() or ((), {})
+    images = torch.zeros(2, *shape)
+    assert run.encoder(through=2)(images).shape[0] == 2
+    assert set(run.probe(3)["class"]) == {"trained", "untrained"}
+    with pytest.raises(UsageError, match="leave out train and test"):
+        run.probe(3, train=[], test=[])
+    again = CliRunner().invoke(main, ["status", "--run-dir", str(folder), "--json"])
+    assert again.exit_code == 0
+    assert json.loads((folder / "run.json").read_text())["recipe"] == "digits"
+    with pytest.raises(NotReady, match="is not a run"):
+        layerwise.open(tmp_path / "nothing")

@@ -193,8 +193,8 @@ def _of_trained(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
     for field in ("method", "scale"):
         if getattr(changed, field) != getattr(recipe, field):
             raise RecipeError(
-                f"{field} is {getattr(recipe, field)} already, applied where this recipe was made in Python: it cannot be "
-                "changed afterwards. Change it there, for a run of its own"
+                f"{field} is {getattr(recipe, field)} already, applied where this recipe was made in Python: it "
+                "cannot be changed afterwards. Change it there, for a run of its own"
             )
     return changed
 
