@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from layerwise.render.report import write_report
 from layerwise.settings.choices import FeedName, ScheduleName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, Training
 from layerwise.training.feeds import decoder, stacked
+
+if TYPE_CHECKING:
+    import zarr
 
 
 def train(
@@ -179,8 +182,9 @@ class Trained:
 
     def cache(self, module: int) -> dict[str, CachedSplit]:
         """What a module gave for each sample of "train" and "validation"."""
-        cache = open_cache(self._setup(), module)
-        return {name: CachedSplit(split) for name, split in cache.splits.items()}
+        setup = self._setup()
+        location = setup.run.cache(module)
+        return {name: CachedSplit(split, location) for name, split in open_cache(setup, module).splits.items()}
 
     def probe(
         self,
@@ -279,11 +283,11 @@ class CachedSplit(torch.utils.data.Dataset[Any]):
     """Cached outputs of a module as a dataset: split[3], split[:100], split[[5, 2]] give float32 outputs and labels.
 
     The labels are a tensor where there is one task, else a dict by task; None where there are none. `ids` names the
-    samples, and `zarr` is the path of the Zarr group that any Zarr reader opens.
+    samples, and `zarr` is the array on disk.
     """
 
-    def __init__(self, split: activation_cache.Split) -> None:
-        self._split = split
+    def __init__(self, split: activation_cache.Split, location: Path | str) -> None:
+        self._split, self._location = split, location
         self._decode = decoder(split.storage.dtype, split.calibration, len(split.shape), torch.device("cpu"))
 
     def __repr__(self) -> str:
@@ -295,6 +299,21 @@ class CachedSplit(torch.utils.data.Dataset[Any]):
     @property
     def ids(self) -> list[str]:
         return self._split.ids
+
+    @property
+    def zarr(self) -> zarr.Array[Any]:
+        """The numbers as they are stored, in the order of `ids`, opened with zarr-python: bfloat16 as its bits in
+        uint16, uint8 before its scale. zarr-python does not check what the commit record knows; reading through this
+        class does.
+
+        Raises:
+            UsageError: the cache lies on an object store.
+        """
+        import zarr
+
+        if not isinstance(self._location, Path):
+            raise UsageError(f"the cache lies at {self._location}: open it there with zarr and the store's own library")
+        return zarr.open_array(self._location / self._split.name / "values" / "0", mode="r")
 
     def __getitem__(self, index: int | slice | Sequence[int]) -> tuple[Tensor, Any]:
         alone = isinstance(index, int | np.integer)

@@ -124,6 +124,7 @@ def test_an_encoder_is_frozen_and_gives_what_the_cache_holds(tmp_path: Path) -> 
     assert torch.equal(split[[5, 2]][0], features[[5, 2]])
     assert len(list(torch.utils.data.DataLoader(split, batch_size=20))) == 3
     assert split.ids[3] == "train-0000003"
+    assert torch.equal(torch.from_numpy(split.zarr[:5]), features[:5])
     assert "60 cached samples of shape (8,), stored as float32" in repr(split)
 
 
