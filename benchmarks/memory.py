@@ -119,7 +119,9 @@ def _learners(
     learners = [
         make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device) for number in numbers
     ]
-    arithmetic = Arithmetic(device, recipe.training.precision, recipe.training.micro_batch, recipe.seed)
+    arithmetic = Arithmetic(
+        device, recipe.training.precision, recipe.training.micro_batch, recipe.seed, recipe.training.loss_group
+    )
     return learners, lambda those, number: STEPS[row.step](those, batch, number, arithmetic)
 
 

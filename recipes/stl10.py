@@ -9,13 +9,12 @@ Where the paper and the code published with it differ, this follows the paper, a
     what           paper                              published code's defaults
     learning rate  1.5e-4                             optimiser.learning_rate=2e-4
     batch          16 images on each of 8 GPUs: 128   training.batch_size=32 for one of its GPUs
+    negatives      from the 16 images of one GPU      training.loss_group=null: from the whole batch
     softmax        log softmax                        log(softmax + 1e-11): the same value where it is not tiny
     pixels         not told                           mean 0.4120, deviation 0.2570: taken here
 
 Where this differs from both:
 
-* The negatives of a prediction come from all 128 images of a step, not from the 16 of one GPU;
-  training.batch_size=16 gives the paper's memory table, and its negatives.
 * A twentieth of the unlabelled pictures is held out, to tell when a module has converged. The paper trains "until
   convergence" one module after another, and 300 epochs together; training.patience=300 always trains 300.
 * A cache holds one view of each picture where the paper's later modules see fresh crops; cache.views=8 stores eight.
@@ -43,7 +42,7 @@ recipe = Recipe(
     ),
     objective=PatchInfoNCE(steps=5, skip=1, negatives=16),
     optimiser=Optimiser(learning_rate=1.5e-4),
-    training=Training(batch_size=128, epochs=300, patience=20, tolerance=1e-3),
+    training=Training(batch_size=128, loss_group=16, epochs=300, patience=20, tolerance=1e-3),
     probe=Probe(learning_rates=(1e-3,), epochs=300),
     cache=CacheSettings(dtype="float16"),
 )

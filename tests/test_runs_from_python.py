@@ -68,8 +68,10 @@ def test_work_from_python_holds_the_run(tmp_path: Path, make_setup: Callable[...
 
 def test_a_field_that_would_be_ignored_is_refused_from_python_too(tmp_path: Path) -> None:
     training: Settings = TINY.training.model_copy(update={"update_every": (2, 1)})
+    run = open_run(tmp_path / "run", TINY.model_copy(update={"training": training}))
     with pytest.raises(RecipeError, match="update_every"):
-        open_run(tmp_path / "run", TINY.model_copy(update={"training": training}))
+        run_all(Setup(run, torch.device("cpu")))
+    assert not run.folder.exists()
 
 
 def test_a_run_of_a_command_is_opened_in_python(tmp_path: Path) -> None:

@@ -96,8 +96,8 @@ def learners(modules: Sequence[Module], objectives: Sequence[Objective], rate: f
     return made
 
 
-def arithmetic(micro_batch: int | None = None, precision: str = "fp32") -> Arithmetic:
-    return Arithmetic(CPU, precision, micro_batch, seed=3)
+def arithmetic(micro_batch: int | None = None, precision: str = "fp32", loss_group: int | None = None) -> Arithmetic:
+    return Arithmetic(CPU, precision, micro_batch, seed=3, loss_group=loss_group)
 
 
 def gradients(found: Sequence[Learner]) -> Tensor:
@@ -241,3 +241,56 @@ def test_bf16_keeps_float32_weights_and_agrees_over_micro_batches() -> None:
     # An untrained network tells samples apart in the third digit, which is about the last that bfloat16 keeps.
     assert 0 < relative(gradients(whole), gradients(exact)) < 0.2
     assert relative(gradients(chunked), gradients(whole)) < 0.02
+
+
+class Counting(Module):
+    """Counts the samples that go through."""
+
+    def __init__(self, module: Module) -> None:
+        super().__init__()
+        self.module, self.channels, self.samples = module, module.channels, 0
+
+    def forward(self, x: Tensor) -> Encoded:
+        self.samples += len(x)
+        encoded: Encoded = self.module(x)
+        return encoded
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 2, 3, 4, 6])
+def test_the_loss_of_groups_is_the_mean_of_their_losses(micro_batch: int | None) -> None:
+    """Whatever the micro-batch; and micro-batches that hold whole groups go forward once."""
+    torch.manual_seed(0)
+    modules, objectives, batch = vision(torch.float64)
+    for part in (*modules, *objectives):
+        part.to(torch.float64)
+    group, samples = 3, 6
+    batch = Batch(batch.inputs[:samples])
+    expected = [torch.zeros(1, dtype=torch.float64)] * len(modules)
+    by_hand = learners(modules, objectives)
+    x = batch.inputs
+    for learner in by_hand:
+        total = torch.zeros((), dtype=torch.float64)
+        encoded = learner.module(x)
+        for index in range(samples // group):
+            part = slice(index * group, (index + 1) * group)
+            draws = torch_generator(3, "draws", learner.number, 0, "group", index)
+            chosen = Encoded(*(value[part] for value in encoded))
+            total = total + learner.objective.loss(learner.objective.represent(chosen), Context(draws, {}))
+        loss = total / (samples // group)
+        loss.backward()
+        expected[learner.number - 1] = torch.cat(
+            [
+                w.grad.flatten()
+                for p in (learner.module, learner.objective)
+                for w in p.parameters()
+                if w.grad is not None
+            ]
+        )
+        x = encoded.output.detach()
+    found = learners([Counting(module) for module in modules], objectives)
+    train_step(found, batch, 0, arithmetic(micro_batch, loss_group=group))
+    for learner, gradient in zip(found, expected, strict=True):
+        ours = torch.cat([value.flatten() for value in learner.optimiser.gradients])  # type: ignore[attr-defined]
+        assert relative(ours, gradient) < 1e-12
+        assert isinstance(learner.module, Counting)
+        assert learner.module.samples == samples * (1 if micro_batch in (None, 3, 4, 6) else 2)

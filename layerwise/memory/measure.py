@@ -114,7 +114,9 @@ def measure(
         make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device) for number in numbers
     ]
     del modules
-    arithmetic = Arithmetic(device, recipe.training.precision, recipe.training.micro_batch, recipe.seed)
+    arithmetic = Arithmetic(
+        device, recipe.training.precision, recipe.training.micro_batch, recipe.seed, recipe.training.loss_group
+    )
     step(learners, batch, 0, arithmetic)
     with peak(device) as found:
         for number in (1, 2):

@@ -107,7 +107,7 @@ def predict(
         abridged = [_Abridged(learner.number, learner.module) for learner in learners]
         learners = [replace(learner, module=module) for learner, module in zip(learners, abridged, strict=True)]
         training = recipe.training
-        arithmetic = Arithmetic(device, training.precision, training.micro_batch, recipe.seed)
+        arithmetic = Arithmetic(device, training.precision, training.micro_batch, recipe.seed, training.loss_group)
         step(learners, batch, 0, arithmetic)
         for module, learner in zip(abridged, learners, strict=True):
             module.reset()

@@ -29,7 +29,7 @@ from layerwise.files.records import LAST, PLACE, RECIPE, RUN, read_record
 from layerwise.files.run_files import PLACE_FILE, lock, require_usable, sweep
 from layerwise.files.storage import JSON_BYTES, read_file, write_file, write_json
 from layerwise.recipe.as_json import AS_WRITTEN, describe
-from layerwise.recipe.loader import as_trained, require_heeded
+from layerwise.recipe.loader import as_trained
 from layerwise.recipe.recipe import Recipe
 
 RUNS = Path("runs")
@@ -157,7 +157,6 @@ def open_run(folder: Path, recipe: Recipe) -> Run:
     """
     require_usable(folder)
     recipe = as_trained(recipe)
-    require_heeded(recipe)
     known = read_record(folder / "recipe.json", RECIPE)
     if known is not None and known["name"] != recipe.name:
         raise UsageError(

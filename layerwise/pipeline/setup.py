@@ -21,6 +21,7 @@ from layerwise.pipeline.holding import hold
 from layerwise.pipeline.run import IN_PYTHON, Run
 from layerwise.progress import Progress, Silent
 from layerwise.recipe.learner import make_learner
+from layerwise.recipe.loader import require_heeded
 from layerwise.recipe.recipe import Recipe
 from layerwise.seeding import derive_seed, seeded
 from layerwise.settings.base import Shape
@@ -99,11 +100,13 @@ class Setup:
         """Hold the run while the block works on it: locked, with its recipe noted. Blocks may lie within each other.
 
         Raises:
-            RunLocked: another process holds it.
+            RecipeError: a field of the recipe would be ignored.
+            RunLocked: another process holds the run.
         """
         if self._held or not self.writes:
             yield
             return
+        require_heeded(self.recipe)
         origin = self.origin or Origin(IN_PYTHON, (), self.recipe)
         with hold(
             self.run,
@@ -281,7 +284,7 @@ class Setup:
     @property
     def arithmetic(self) -> Arithmetic:
         training = self.recipe.training
-        return Arithmetic(self.device, training.precision, training.micro_batch, self.recipe.seed)
+        return Arithmetic(self.device, training.precision, training.micro_batch, self.recipe.seed, training.loss_group)
 
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""

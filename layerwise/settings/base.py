@@ -31,6 +31,13 @@ def labelled_only(default: Any, **constraints: Any) -> Any:
     return Field(default, json_schema_extra={"changes_stages": False}, **constraints)
 
 
+def later(default: Any, **constraints: Any) -> Any:
+    """A field that an earlier version lacked: at its default, results are those of that version, and it stays out of
+    the identity, so that what was made then is still valid.
+    """
+    return Field(default, json_schema_extra={"absent_at_default": True}, **constraints)
+
+
 class Settings(BaseModel):
     """Frozen and validated; an unknown field is an error.
 
@@ -88,6 +95,8 @@ class Settings(BaseModel):
             if isinstance(extra, dict) and extra.get("changes_values") is False:
                 continue
             if of_stages and isinstance(extra, dict) and extra.get("changes_stages") is False:
+                continue
+            if isinstance(extra, dict) and extra.get("absent_at_default") and getattr(self, name) == info.default:
                 continue
             found[name] = self._as_json(getattr(self, name), of_stages)
         return found

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from layerwise.settings.base import Bytes, Settings, free
+from layerwise.settings.base import Bytes, Settings, free, later
 
 
 class Optimiser(Settings):
@@ -23,6 +23,12 @@ class Training(Settings):
     """How long a stage lasts and in what arithmetic."""
 
     batch_size: int = Field(32, ge=1, description="samples a step")
+    loss_group: int | None = later(
+        None,
+        ge=1,
+        description="samples whose representations a loss sees at once: negatives come from the same group, and the "
+        "loss of a step is the mean over its groups; null: the whole batch",
+    )
     epochs: int = Field(300, ge=0, description="the most epochs a module is trained; 0 leaves it as the seed makes it")
     patience: int = Field(
         10, ge=1, description="epochs without improvement of the validation loss after which a module has converged"
@@ -61,6 +67,14 @@ class Training(Settings):
     max_memory: Bytes | None = free(
         None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch"
     )
+
+    @model_validator(mode="after")
+    def _has_whole_groups(self) -> Training:
+        if self.loss_group is not None and self.batch_size % min(self.loss_group, self.batch_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} must be a multiple of loss_group {self.loss_group}, or smaller"
+            )
+        return self
 
 
 class Probe(Settings):

@@ -17,14 +17,12 @@ import torch
 
 from layerwise.errors import StoppedEarly
 from layerwise.files.metrics import METRICS, append_metrics, keep_metrics
-from layerwise.objectives.objective import Context
 from layerwise.progress import Progress
-from layerwise.seeding import torch_generator
 from layerwise.settings.training import Training
 from layerwise.settings.units import counted
 from layerwise.training.checkpoint import load_checkpoint, save_checkpoint
 from layerwise.training.feeds import Feed
-from layerwise.training.step import Arithmetic, Learner, require_finite, train_step
+from layerwise.training.step import Arithmetic, Learner, grouped_loss, require_finite, train_step
 from layerwise.training.threads import best_threads, set_by_user, use_threads
 
 RESUMED = "resumed"
@@ -159,12 +157,9 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic) ->
                     found.append(learner.objective.represent(encoded))
                     x = encoded.output
             for index, (learner, found) in enumerate(zip(learners, parts, strict=True)):
-                context = Context(
-                    torch_generator(arithmetic.seed, "validation", learner.number, number),
-                    batch.labels_on(arithmetic.device),
-                )
                 representations = tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
-                totals[index] += learner.objective.loss(representations, context).item() * len(batch)
+                draws, labels = ("validation", learner.number, number), batch.labels_on(arithmetic.device)
+                totals[index] += grouped_loss(learner, representations, labels, arithmetic, draws).item() * len(batch)
             samples += len(batch)
         for learner in learners:
             learner.module.train()

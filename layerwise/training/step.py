@@ -9,13 +9,16 @@ Two ideas keep the memory of a step at that of one module's micro-batch, and cha
   their activations. Forward in micro-batches without a graph and keep the representations; take the loss and its
   gradient there; forward each micro-batch again, with a graph, and hand it its slice of that gradient.
 
+A loss may see the samples of a step in groups (`Arithmetic.loss_group`), as the paper's does, which draws negatives
+from the 16 images of one GPU of eight. Micro-batches that hold whole groups go forward once.
+
 Letters: B batch, b micro-batch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 
@@ -54,13 +57,28 @@ class Arithmetic:
     micro_batch: int | None
     """Samples that go through a module at once; None: the whole batch."""
     seed: int
+    loss_group: int | None = None
+    """Samples whose representations a loss sees at once, in the order of the batch; None: the whole batch."""
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def slices(self, samples: int) -> list[slice]:
+        """The micro-batches, of whole groups where they can hold one."""
         size = min(self.micro_batch or samples, samples)
+        if self.loss_group is not None and size > self.loss_group:
+            size -= size % self.loss_group
         return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
+
+    def groups(self, samples: int) -> list[slice]:
+        """The groups that a loss sees."""
+        size = min(self.loss_group or samples, samples)
+        return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
+
+    def one_pass(self, samples: int) -> bool:
+        """Whether every group lies within a micro-batch, so that nothing has to go forward twice."""
+        borders = {chunk.start for chunk in self.groups(samples)}
+        return all(chunk.start in borders for chunk in self.slices(samples))
 
 
 def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
@@ -73,10 +91,11 @@ def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic:
         RecipeError: a module couples samples and the batch does not go through whole.
     """
     slices = arithmetic.slices(len(batch))
-    if len(slices) == 1:
-        return _whole(learners, batch, step, arithmetic)
-    require_separable(learners, arithmetic)
-    return _chunked(learners, batch, step, arithmetic, slices)
+    if len(slices) > 1:
+        require_separable(learners, arithmetic)
+    if arithmetic.one_pass(len(batch)):
+        return _in_one_pass(learners, batch, step, arithmetic, slices)
+    return _in_two_passes(learners, batch, step, arithmetic, slices)
 
 
 def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> None:
@@ -94,19 +113,24 @@ def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> No
             )
 
 
-def _whole(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
+def _in_one_pass(
+    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
+) -> list[float]:
     labels = batch.labels_on(arithmetic.device)
-    losses = []
-    for learner, representations in _through(learners, batch, slice(0, len(batch)), step, arithmetic):
-        loss = _loss(learner, representations, labels, step, arithmetic)
-        losses.append(_finite(loss, learner, step))
-        if learner.due(step):
-            loss.backward()
-            _update(learner)
+    losses = [0.0] * len(learners)
+    for chunk in slices:
+        share = (chunk.stop - chunk.start) / len(batch)
+        for index, (learner, representations) in enumerate(_through(learners, batch, chunk, step, arithmetic)):
+            loss = share * _loss(learner, representations, labels, step, arithmetic, chunk)
+            losses[index] += _finite(loss, learner, step)
+            if learner.due(step):
+                loss.backward()
+                if chunk is slices[-1]:
+                    _update(learner)
     return losses
 
 
-def _chunked(
+def _in_two_passes(
     learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
 ) -> list[float]:
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in learners]
@@ -123,7 +147,7 @@ def _chunked(
         whole = tuple(torch.cat(pieces) for pieces in zip(*parts.pop(0), strict=True))
         for part in whole:
             part.requires_grad_(part.is_floating_point())
-        loss = _loss(learner, whole, labels, step, arithmetic)
+        loss = _loss(learner, whole, labels, step, arithmetic, slice(0, len(batch)))
         losses.append(_finite(loss, learner, step))
         if learner.due(step):
             loss.backward()
@@ -153,12 +177,12 @@ def rehearsal(learners: Sequence[Learner], batch: Batch, arithmetic: Arithmetic)
 
     The block leaves weights, buffers, gradients and torch's generator as they were.
     """
-    chunk, *others = arithmetic.slices(len(batch))
+    chunk, twice = arithmetic.slices(len(batch))[0], not arithmetic.one_pass(len(batch))
     parts = [part for learner in learners for part in (learner.module, learner.objective)]
     buffers = [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
 
     def rehearse() -> None:
-        if others:  # then a step goes through each micro-batch twice
+        if twice:
             with torch.no_grad():
                 for _ in _through(learners, batch, chunk, 0, arithmetic):
                     pass
@@ -197,11 +221,47 @@ def _through(
 
 
 def _loss(
-    learner: Learner, representations: tuple[Tensor, ...], labels: dict[str, Tensor], step: int, arithmetic: Arithmetic
+    learner: Learner,
+    representations: tuple[Tensor, ...],
+    labels: dict[str, Tensor],
+    step: int,
+    arithmetic: Arithmetic,
+    chunk: slice,
 ) -> Tensor:
-    context = Context(torch_generator(arithmetic.seed, "draws", learner.number, step), labels)
+    """The mean loss over the groups in `chunk`, of which the representations are and which lies in the batch there."""
     with arithmetic.autocast():
-        return learner.objective.loss(representations, context)
+        here = {task: values[chunk] for task, values in labels.items()}
+        return grouped_loss(learner, representations, here, arithmetic, ("draws", learner.number, step), chunk.start)
+
+
+def grouped_loss(
+    learner: Learner,
+    representations: tuple[Tensor, ...],
+    labels: Mapping[str, Tensor],
+    arithmetic: Arithmetic,
+    draws: tuple[str | int, ...],
+    begin: int = 0,
+) -> Tensor:
+    """The loss of each group by itself, with draws of its own, averaged over the samples.
+
+    Args:
+        draws: what names the random draws of this loss.
+        begin: of the first sample within its batch: a group draws the same wherever it is computed.
+    """
+    samples = len(representations[0])
+    groups = arithmetic.groups(samples)
+    if arithmetic.loss_group is None:
+        return learner.objective.loss(representations, Context(torch_generator(arithmetic.seed, *draws), dict(labels)))
+    losses = []
+    for group in groups:
+        number = (begin + group.start) // arithmetic.loss_group
+        context = Context(
+            torch_generator(arithmetic.seed, *draws, "group", number),
+            {task: values[group] for task, values in labels.items()},
+        )
+        loss = learner.objective.loss(tuple(part[group] for part in representations), context)
+        losses.append(loss * ((group.stop - group.start) / samples))
+    return torch.stack(losses).sum()
 
 
 def _update(learner: Learner) -> None:
