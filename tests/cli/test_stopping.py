@@ -9,7 +9,8 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import nullcontext
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
+from layerwise.cli.common import stop_on_signal
+from layerwise.errors import StoppedEarly
 from layerwise.stopping import Stopping
 
 RECIPE = str(Path(__file__).parents[1] / "tiny_recipe.py")
@@ -84,25 +87,19 @@ def test_a_signal_ends_it_and_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_a_callback_of_the_interpreter_is_not_lost(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], number: int
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    place, calls = importlib.import_module("layerwise.memory.count").LiveBytes, []
-    original = place._forget
+def test_a_signal_in_a_callback_of_the_interpreter_is_not_lost(capfd: pytest.CaptureFixture[str], number: int) -> None:
+    class Referred:
+        pass
 
-    def signalled(self: Any, key: int) -> None:  # from the callback of a weak reference
-        calls.append(key)
-        if len(calls) == 20:
-            os.kill(os.getpid(), number)
-        original(self, key)
-
-    monkeypatch.setattr(place, "_forget", signalled)
-    monkeypatch.setattr(importlib.import_module("layerwise.memory.predict"), "signals_wait", nullcontext)
+    referred = Referred()
+    reference = weakref.ref(referred, lambda _: os.kill(os.getpid(), number))
     hook = sys.unraisablehook
-    stopped = call("plan", *TINY)
-    assert stopped.exit_code == 75
-    assert "Exception ignored" not in stopped.stderr + capfd.readouterr().err
+    with pytest.raises(StoppedEarly), stop_on_signal():
+        del referred  # Python drops what the callback raises
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert reference() is None
+    assert "Exception ignored" not in capfd.readouterr().err
     assert sys.unraisablehook is hook
 
 
