@@ -94,10 +94,16 @@ def test_a_signal_in_a_callback_of_the_interpreter_is_not_lost(capfd: pytest.Cap
     referred = Referred()
     reference = weakref.ref(referred, lambda _: os.kill(os.getpid(), number))
     hook = sys.unraisablehook
-    with pytest.raises(StoppedEarly), stop_on_signal():
-        del referred  # Python drops what the callback raises
-        for _ in range(1000):
-            time.sleep(0.01)
+
+    def work() -> None:
+        nonlocal referred
+        with stop_on_signal():
+            referred = Referred()  # the first one goes, and Python drops what the callback raises
+            for _ in range(1000):
+                time.sleep(0.01)
+
+    with pytest.raises(StoppedEarly):
+        work()
     assert reference() is None
     assert "Exception ignored" not in capfd.readouterr().err
     assert sys.unraisablehook is hook
