@@ -149,3 +149,13 @@ def test_the_disk_that_it_takes_is_known(make_setup):
     assert record["checkpoint_bytes"] == sum(path.stat().st_size for path in files)
     sizes = sorted(path.stat().st_size for path in files)
     assert 2.5 * sizes[0] < sizes[1]  # the best weights lie there without the state of an optimiser
+
+
+def test_status_suggests_what_does_it(make_setup):
+    run_stage(make_setup(asked(epochs=2)), 1)
+    for fields, fresh in (({"epochs": 3}, False), ({"epochs": 1}, True), ({"batch_size": 17}, True)):
+        setup = make_setup(asked(**{"epochs": 2, **fields}))
+        found = status(setup.run.folder, expected(setup))
+        assert found["modules"][0]["stage"]["state"] == "stale"
+        assert ("--fresh" in found["next"]) == fresh
+        assert found["modules"][0]["stage"]["reason"].endswith(found["next"])

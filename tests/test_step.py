@@ -294,3 +294,16 @@ def test_the_loss_of_groups_is_the_mean_of_their_losses(micro_batch: int | None)
         assert relative(ours, gradient) < 1e-12
         assert isinstance(learner.module, Counting)
         assert learner.module.samples == samples * (1 if micro_batch in (None, 3, 4, 6) else 2)
+
+
+class Overwrites(Recurrent):
+    def forward(self, x: Tensor) -> Encoded:
+        return super().forward(x.mul_(2))
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_a_module_that_overwrites_its_input_is_refused(micro_batch):
+    _, objectives, batch = recurrent(torch.float32)
+    both = learners([Recurrent(2, 5), Overwrites(6, 4)], objectives)
+    with pytest.raises(RecipeError, match=r"module 2 \(Overwrites\) changes its input in place"):
+        train_step(both, batch, 0, arithmetic(micro_batch))

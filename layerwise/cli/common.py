@@ -95,6 +95,7 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     folder = folder or RUNS / run_name(recipe)
     run = open_run(folder, recipe)
     data_dir = options.data_dir or run.data_dir
+    _require_known_address(run, options, writes)
     if writes and options.recipe is None:
         _say_what_lies_elsewhere(run, options, data_dir)
     with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
@@ -117,6 +118,22 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
             yield setup
             if writes and setup.knows_dataset:
                 note_expected(setup)
+
+
+def _require_known_address(run: Run, options: Options, writes: bool) -> None:
+    """A look at a run contacts no address because the run says so; a command that works on it, or names one, does.
+
+    Raises:
+        UsageError: the run names an address that nobody named on this machine.
+    """
+    from layerwise.errors import UsageError
+    from layerwise.pipeline import trust
+
+    url = run.recipe.cache.url
+    if options.recipe is not None or any(override.startswith("cache.url=") for override in options.set):
+        trust.trust_address(url)
+    elif url is not None and not writes and not trust.knows_address(url):
+        raise UsageError(trust.not_contacted(run.folder, url))
 
 
 def _say_what_lies_elsewhere(run: Run, options: Options, data_dir: Path | None) -> None:

@@ -25,9 +25,9 @@ from layerwise.settings.base import Shape
 class Digits(DatasetSettings):
     """The 1,797 handwritten digits that are part of scikit-learn."""
 
-    side: int = Field(36, ge=8, description="pixels to which the 8x8 scans are enlarged, bilinearly")
-    crop: int = Field(32, ge=8, description="side of a random crop, pixels")
-    samples: int | None = Field(None, ge=100, description="digits taken; null: all 1,797")
+    side: int = Field(36, ge=8, le=1024, description="pixels to which the 8x8 scans are enlarged, bilinearly")
+    crop: int = Field(32, ge=8, le=1024, description="side of a random crop, pixels")
+    samples: int | None = Field(None, ge=100, le=10**6, description="digits taken; null: all 1,797")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Digits:

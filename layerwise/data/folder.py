@@ -25,18 +25,24 @@ from layerwise.data.seen import Facts, look_through
 from layerwise.data.settings import DatasetSettings
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.settings.base import Shape, free
+from layerwise.settings.base import MOST_SIDE, Shape, free
 
 
 class ImageFolder(DatasetSettings):
     """The pictures in `--data-dir`."""
 
     resize: int | None = Field(
-        96, ge=1, description="pixels to which the shorter side of a picture, or of a tile, is brought; null: as it is"
+        96,
+        ge=1,
+        le=MOST_SIDE,
+        description="pixels to which the shorter side of a picture, or of a tile, is brought; null: as it is",
     )
-    crop: int = Field(64, ge=1, description="side of a random crop, pixels")
+    crop: int = Field(64, ge=1, le=MOST_SIDE, description="side of a random crop, pixels")
     tile: int | None = Field(
-        None, ge=1, description="side of the windows that pictures are cut into, pixels of the file; null: not cut"
+        None,
+        ge=1,
+        le=MOST_SIDE,
+        description="side of the windows that pictures are cut into, pixels of the file; null: not cut",
     )
     flip: bool = Field(True, description="mirror half of the views")
     grayscale: bool = Field(False, description="one channel, brightness, instead of three")
@@ -53,10 +59,12 @@ class ImageFolder(DatasetSettings):
     labelled: bool = Field(True, description="sub-folders are classes, where every picture is in one")
     test: float = Field(0.2, gt=0, lt=1, description="part of the pictures that tests probes, if there is no test/")
     validation: float = Field(0.1, gt=0, lt=1, description="part of the others that is held out of the stages")
-    max_pictures: int | None = Field(None, ge=2, description="pictures taken from each folder; null: all")
+    max_pictures: int | None = Field(None, ge=2, le=10**9, description="pictures taken from each folder; null: all")
     max_pixels: int = Field(89_478_485, ge=1, le=MOST_PIXELS, description="a picture with more is not decoded")
-    max_unreadable: int = free(20, ge=0, description="pictures that may be left out because they cannot be read")
-    memory: int = free(2**28, ge=0, description="bytes of decoded pictures that are kept for the next time")
+    max_unreadable: int = free(
+        20, ge=0, le=10**9, description="pictures that may be left out because they cannot be read"
+    )
+    memory: int = free(2**28, ge=0, le=2**62, description="bytes of decoded pictures that are kept for the next time")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ImageFolder:

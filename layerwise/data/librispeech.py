@@ -52,7 +52,7 @@ class LibriSpeech(SpeechSettings):
     )
     train_list: str = Field("train_split.txt", description="file with the utterances to train on")
     test_list: str = labelled_only("test_split.txt", description="file with the utterances that probes are judged on")
-    phones: int = Field(PHONES, ge=2, description="classes of phones")
+    phones: int = Field(PHONES, ge=2, le=10**5, description="classes of phones")
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {"speaker": SPEAKERS, "phone": self.phones}

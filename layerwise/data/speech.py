@@ -23,15 +23,17 @@ SUFFIXES = (".flac", ".wav", ".ogg")
 class SpeechSettings(DatasetSettings):
     """What the datasets of recordings have in common."""
 
-    window: int = Field(20_480, ge=SHORTEST, description="samples at 16 kHz that training sees of a recording")
+    window: int = Field(
+        20_480, ge=SHORTEST, le=2**24, description="samples at 16 kHz that training sees of a recording"
+    )
     validation: float = Field(
         0.05, gt=0, lt=1, description="part of the training recordings that is held out of stages"
     )
     unreadable: int = free(
-        10, ge=0, description="recordings or alignments that may be damaged; they are named and left out"
+        10, ge=0, le=10**9, description="recordings or alignments that may be damaged; they are named and left out"
     )
     recordings: int | None = Field(
-        None, ge=4, description="recordings taken for training, and of the test in proportion; null: all"
+        None, ge=4, le=10**9, description="recordings taken for training, and of the test in proportion; null: all"
     )
     mean: float = Field(-0.00068, description="mean of the waveform's values from -1 to 1, which is subtracted")
     std: float = Field(0.0630, gt=0, description="deviation of the waveform's values, which they are divided by")

@@ -64,9 +64,11 @@ class STL10(DatasetSettings):
         description="deviation of pixel values from 0 to 1, one number or one a channel, that they are divided by",
     )
     validation: float = Field(0.05, gt=0, lt=1, description="part of the training pictures that is held out of stages")
-    max_train: int | None = Field(None, ge=2, description="training and validation pictures taken; null: all")
-    max_probe: int | None = labelled_only(None, ge=1, description="labelled training pictures taken; null: all")
-    max_test: int | None = labelled_only(None, ge=1, description="test pictures taken; null: all")
+    max_train: int | None = Field(None, ge=2, le=10**6, description="training and validation pictures taken; null: all")
+    max_probe: int | None = labelled_only(
+        None, ge=1, le=10**6, description="labelled training pictures taken; null: all"
+    )
+    max_test: int | None = labelled_only(None, ge=1, le=10**6, description="test pictures taken; null: all")
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> STL10:

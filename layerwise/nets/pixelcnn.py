@@ -15,15 +15,18 @@ from torch.nn import functional as F
 
 from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution2d
-from layerwise.settings.base import Settings
+from layerwise.settings.base import MOST_CHANNELS, MOST_LAYERS, Settings
 
 
 class PixelCNN(Settings):
     """Gated layers, then a 1x1 convolution."""
 
-    layers: int = Field(4, ge=1, description="gated layers")
+    layers: int = Field(4, ge=1, le=MOST_LAYERS, description="gated layers")
     channels: int | None = Field(
-        None, ge=1, description="D, channels of every layer; null: as many as the encoder gives (1024 in the paper)"
+        None,
+        ge=1,
+        le=MOST_CHANNELS,
+        description="D, channels of every layer; null: as many as the encoder gives (1024 in the paper)",
     )
 
     def build(self, inputs: int) -> PixelCNNContext:

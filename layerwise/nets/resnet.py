@@ -23,25 +23,30 @@ from layerwise.nets.convolution import Convolution2d
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.patchwise import to_patches
 from layerwise.nets.settings import NetworkSettings
-from layerwise.settings.base import JsonValue, Settings, Shape
+from layerwise.settings.base import MOST_CHANNELS, MOST_LAYERS, MOST_SIDE, JsonValue, Settings, Shape
 
 
 class Group(Settings):
     """Residual blocks at one resolution; the first block strides and widens."""
 
     channels: int = Field(
-        ge=4, multiple_of=4, description="channels that each block gives out; a bottleneck has a quarter inside"
+        ge=4,
+        le=MOST_CHANNELS,
+        multiple_of=4,
+        description="channels that each block gives out; a bottleneck has a quarter inside",
     )
-    blocks: int = Field(ge=1, description="residual blocks")
+    blocks: int = Field(ge=1, le=MOST_LAYERS, description="residual blocks")
     stride: int = Field(1, ge=1, le=4, description="pixels of the feature map that the first block steps by")
 
 
 class PatchResNet(NetworkSettings):
     """A patch-wise pre-activation ResNet of bottlenecks."""
 
-    patch: int = Field(16, ge=2, description="side of a patch, pixels")
-    patch_stride: int = Field(8, ge=1, description="pixels between neighbouring patches")
-    stem_channels: int = Field(64, ge=1, description="channels of the first convolution, before the groups")
+    patch: int = Field(16, ge=2, le=MOST_SIDE, description="side of a patch, pixels")
+    patch_stride: int = Field(8, ge=1, le=MOST_SIDE, description="pixels between neighbouring patches")
+    stem_channels: int = Field(
+        64, ge=1, le=MOST_CHANNELS, description="channels of the first convolution, before the groups"
+    )
     width: float = Field(1.0, gt=0, le=64, description="all channels are multiplied by this, to the nearest 4")
     groups: tuple[Group, ...] = Field(
         min_length=1, description="residual blocks by resolution; each group is a module, unless `cuts` says otherwise"
@@ -53,6 +58,8 @@ class PatchResNet(NetworkSettings):
     @model_validator(mode="after")
     def _cuts_cover_the_blocks(self) -> PatchResNet:
         blocks = sum(group.blocks for group in self.groups)
+        if blocks > MOST_LAYERS:
+            raise ValueError(f"the groups have {blocks} blocks, more than {MOST_LAYERS}")
         if self.cuts is not None and (min(self.cuts, default=0) < 1 or sum(self.cuts) != blocks):
             raise ValueError(f"cuts {self.cuts} must be positive and add up to the network's {blocks} blocks")
         return self

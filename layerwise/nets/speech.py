@@ -23,15 +23,18 @@ from layerwise.errors import RecipeError
 from layerwise.nets.convolution import Convolution1d
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.settings import NetworkSettings
-from layerwise.settings.base import JsonValue, Settings, Shape
+from layerwise.settings.base import MOST_CHANNELS, MOST_LAYERS, JsonValue, Settings, Shape
+
+MOST_FRAMES = 2**16
+"""That a layer reads at once."""
 
 
 class Convolution(Settings):
     """One layer, which is one module."""
 
-    kernel: int = Field(ge=1, description="frames read by each output frame")
-    stride: int = Field(1, ge=1, description="frames between neighbouring output frames")
-    padding: int = Field(0, ge=0, description="zero frames added at either end")
+    kernel: int = Field(ge=1, le=MOST_FRAMES, description="frames read by each output frame")
+    stride: int = Field(1, ge=1, le=MOST_FRAMES, description="frames between neighbouring output frames")
+    padding: int = Field(0, ge=0, le=MOST_FRAMES, description="zero frames added at either end")
 
     def frames(self, frames: int) -> int:
         """Output frames for so many input frames; below 1 where the input is too short."""
@@ -41,7 +44,7 @@ class Convolution(Settings):
 class GRUContext(Settings):
     """A recurrent context as the last module."""
 
-    hidden: int = Field(256, ge=1, description="units of the state, which is the representation")
+    hidden: int = Field(256, ge=1, le=MOST_CHANNELS, description="units of the state, which is the representation")
     bptt: bool = Field(True, description="false: no gradient from a step to the steps before it (paper, Table 4)")
 
 
@@ -58,8 +61,10 @@ PAPER_LAYERS = (
 class SpeechEncoder(NetworkSettings):
     """A module a convolution, and one for the context."""
 
-    channels: int = Field(512, ge=1, description="channels of every convolution")
-    layers: tuple[Convolution, ...] = Field(PAPER_LAYERS, min_length=1, description="convolutions, each a module")
+    channels: int = Field(512, ge=1, le=MOST_CHANNELS, description="channels of every convolution")
+    layers: tuple[Convolution, ...] = Field(
+        PAPER_LAYERS, min_length=1, max_length=MOST_LAYERS, description="convolutions, each a module"
+    )
     context: GRUContext | None = Field(
         GRUContext(),
         description="recurrent last module; null: the last convolution is the last module (paper, Table 4)",

@@ -23,13 +23,13 @@ from layerwise.errors import RecipeError
 from layerwise.nets.module import Encoded, Module
 from layerwise.objectives.objective import Context, Objective, at_least_float32
 from layerwise.objectives.settings import ObjectiveSettings
-from layerwise.settings.base import Shape
+from layerwise.settings.base import MOST_CHANNELS, Shape
 
 
 class DeepInfoMax(ObjectiveSettings):
     """Tell a sample's own positions from those of the others."""
 
-    units: int = Field(1024, ge=1, description="U: size of the embeddings that are compared")
+    units: int = Field(1024, ge=1, le=MOST_CHANNELS, description="U: size of the embeddings that are compared")
     measure: Literal["jsd", "nce"] = Field(
         "jsd", description="Jensen-Shannon divergence, or noise contrast against all other samples' positions"
     )

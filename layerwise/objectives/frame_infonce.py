@@ -22,7 +22,7 @@ from layerwise.nets.module import Module
 from layerwise.objectives.contrast import surprise
 from layerwise.objectives.objective import Context, Objective
 from layerwise.objectives.settings import ObjectiveSettings
-from layerwise.settings.base import Shape
+from layerwise.settings.base import MOST_SAMPLES, Shape
 
 Sampling = Literal["others", "shuffled", "sequence"]
 
@@ -30,9 +30,9 @@ Sampling = Literal["others", "shuffled", "sequence"]
 class FrameInfoNCE(ObjectiveSettings):
     """Predict the frames to come."""
 
-    steps: int = Field(12, ge=1, description="K: frames predicted")
-    negatives: int = Field(10, ge=1, description="N: frames drawn for each prediction")
-    window: int = Field(128, ge=2, description="W: frames that give contexts and positives")
+    steps: int = Field(12, ge=1, le=1000, description="K: frames predicted")
+    negatives: int = Field(10, ge=1, le=MOST_SAMPLES, description="N: frames drawn for each prediction")
+    window: int = Field(128, ge=2, le=MOST_SAMPLES, description="W: frames that give contexts and positives")
     sampling: Sampling = Field(
         "shuffled",
         description="others: for each k, any frame of the batch but the positive; shuffled: one permutation of all "

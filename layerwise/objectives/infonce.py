@@ -21,15 +21,15 @@ from layerwise.nets.module import Module
 from layerwise.objectives.contrast import contrast
 from layerwise.objectives.objective import Context, Objective
 from layerwise.objectives.settings import ObjectiveSettings
-from layerwise.settings.base import Shape
+from layerwise.settings.base import MOST_SAMPLES, Shape
 
 
 class PatchInfoNCE(ObjectiveSettings):
     """Predict the rows below."""
 
-    steps: int = Field(5, ge=1, description="K: rows predicted")
-    skip: int = Field(1, ge=0, description="rows skipped because they overlap the predicting one")
-    negatives: int = Field(16, ge=1, description="samples drawn for each prediction")
+    steps: int = Field(5, ge=1, le=1000, description="K: rows predicted")
+    skip: int = Field(1, ge=0, le=1000, description="rows skipped because they overlap the predicting one")
+    negatives: int = Field(16, ge=1, le=MOST_SAMPLES, description="samples drawn for each prediction")
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         return PatchInfoNCELoss(module.target_channels, module.channels, self.steps, self.skip, self.negatives)

@@ -26,9 +26,9 @@ from layerwise.pipeline.rolling import read_rolling
 from layerwise.pipeline.setup import Setup
 from layerwise.recipe.overrides import IN_STAGES, TRAINING_IN_STAGES, for_stage
 from layerwise.recipe.recipe import Recipe
-from layerwise.settings.identity import changes, differences
+from layerwise.settings.identity import changes, changes_within, differences
 from layerwise.training.checkpoint import RECORD as CHECKPOINT_FILE
-from layerwise.training.checkpoint import changes_within, has_checkpoint
+from layerwise.training.checkpoint import has_checkpoint
 from layerwise.training.step import Learner
 from layerwise.training.threads import set_by_user, threads_restored
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from layerwise.files.run_files import FOLDERS, LOCK, RECORDS
 from layerwise.files.storage import JSON_BYTES, read_file, remove_file, write_file
 from layerwise.pipeline.run import RUNS, Run, remember_last
+from layerwise.pipeline.trust import trust_address
 from layerwise.recipe.recipe import Recipe
 
 LAST = RUNS / ".last.json"
@@ -46,6 +47,7 @@ def hold(
         if unlocked and len(absent) == len(RECORDS):
             absent.append(folder / LOCK)
         before = _work(folder)
+        trust_address(run.recipe.cache.url)
         try:
             with run.following(source, overrides, data_dir, as_written):
                 if remember:

@@ -20,8 +20,9 @@ from layerwise.files.records import CHECKPOINT, EXPECTED, PROBE, RECIPE, STAGE, 
 from layerwise.files.run_files import FOLDERS, LOCK, RECORDS
 from layerwise.files.storage import JSON_BYTES, read_file
 from layerwise.files.window import note_of, rolling_at
+from layerwise.pipeline import trust
 from layerwise.pipeline.run import cache_location, window_location
-from layerwise.settings.identity import differences
+from layerwise.settings.identity import changes_within, differences
 
 NOTE = "expected.json"
 
@@ -80,6 +81,7 @@ class _Look:
         self.folder, self.expected, self.caches = folder, expected, folder / "caches"
         recipe = intact(folder / "recipe.json", RECIPE)
         self.url = None if recipe is None else recipe["cache"].get("url")
+        self.contacted = trust.knows_address(self.url)
 
     def stage(self, number: int) -> dict[str, Any]:
         module = self.expected["modules"][number - 1]
@@ -101,11 +103,13 @@ class _Look:
         except Unsure as error:
             return {"state": "unknown", "reason": str(error)}
         if changed := differences(record["made_from"], made_from):
+            goes_on = self._goes_on(record, made_from)
+            again = self.command("stage", str(number), *([] if goes_on else ["--fresh"]))
             reason = (
-                f"stage {number} was trained with other settings ({'; '.join(changed[:5])}). Train on, or again, with: "
-                f"{self.command('stage', str(number))}"
+                f"stage {number} was trained with other settings ({'; '.join(changed[:5])}). "
+                f"{'Train it further' if goes_on else 'Train it again'} with: {again}"
             )
-            return {"state": "stale", "reason": reason}
+            return {"state": "stale", "reason": reason, "again": again}
         weights = self.folder / "stages" / str(number) / "module.safetensors"
         if not weights.is_file():
             again = self.command("stage", str(number), "--fresh")
@@ -116,6 +120,8 @@ class _Look:
         return {"state": "trained", **told, **self._losses(trained, record["trained_with"], number)}
 
     def cache(self, number: int) -> dict[str, Any]:
+        if self.url is not None and not self.contacted:
+            return {"state": "unknown", "reason": trust.not_contacted(self.folder, self.url), "bytes": 0}
         try:
             location = self._location(number)
             window = activation_cache.inspect(window_location(self.folder, self.url, number)).bytes
@@ -157,8 +163,9 @@ class _Look:
             if stage == "damaged":
                 return self.command("verify")
             if stage != "trained":
-                return self.command("stage", str(number), *(["--fresh"] if stage == "stale" else []))
-            if facts["stored"] and module["cache"]["state"] != "valid":
+                again: str | None = module["stage"].get("again")
+                return again or self.command("stage", str(number))
+            if facts["stored"] and self.contacted and module["cache"]["state"] != "valid":
                 mend = ["--repair"] if module["cache"]["state"] == "damaged" else []
                 return self.command("cache", "--module", str(number), *mend)
         if not self.expected["labelled"]:
@@ -180,6 +187,15 @@ class _Look:
 
     def _record(self, number: int) -> StageRecord | None:
         return read_record(self.folder / "stages" / str(number) / "stage.json", STAGE)
+
+    def _goes_on(self, record: StageRecord, made_from: Mapping[str, Any]) -> bool:
+        """Whether a finished stage becomes what is asked for by more epochs alone, from its checkpoint."""
+        checkpoint = intact(self._training(record["trained_with"]) / "checkpoint.json", CHECKPOINT)
+        if changes_within(record["made_from"], made_from) or (checkpoint is None and record["epochs"] > 0):
+            return False
+        training = made_from.get("training")
+        epochs = training.get("epochs") if isinstance(training, dict) else None
+        return isinstance(epochs, int) and epochs >= record["epochs"]
 
     def _losses(self, training: Path, group: list[int], number: int) -> dict[str, float]:
         """Of the last epoch, nats; nothing where no line tells."""

@@ -1,8 +1,10 @@
-"""The recipe files that the user named on this machine: the only ones that a command runs because a run says so.
+"""The recipe files and addresses of caches that the user chose on this machine: the only ones that a command runs, or
+contacts, because a run says so.
 
 A run may come from a stranger, and a recipe file is code. So `--recipe FILE.py` notes the file, by its absolute path
 and the hashes of its content and of the local files that it imports, in the user's state directory
-(XDG_STATE_HOME, else ~/.local/state), a small sealed file for each. A note that is damaged counts as none.
+(XDG_STATE_HOME, else ~/.local/state), a small sealed file for each; and a command that works
+on a run notes the address of its caches. A note that is damaged counts as none.
 """
 
 from __future__ import annotations
@@ -30,14 +32,7 @@ def trust(path: Path, say: Say) -> None:
     path = path.resolve()
     files = {name: digest(file) for name, file in local_files(path).items()}
     try:
-        root, note = _note(path)
-        (root / note).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        require_real_folders(root, str(note))
-        known = None
-        with suppress(DamagedData):  # it is written anew
-            known = read_json(root / note)
-        if known != {"path": str(path), "files": files}:
-            write_json(root / note, {"path": str(path), "files": files})
+        _write(*_note(path), {"path": str(path), "files": files})
     except (OSError, WillNotFit, DamagedData) as error:
         say(f"that you named {path} could not be noted ({error}): later commands need --recipe again")
 
@@ -62,14 +57,52 @@ def changes(path: Path, say: Say) -> list[str] | None:
     return altered + [name for name in before if name not in now]
 
 
+def trust_address(url: str | None) -> None:
+    """Note that the user works with caches at this address; where that cannot be written, `knows_address` is false."""
+    if url is None or url.startswith("file://"):
+        return
+    with suppress(OSError, WillNotFit, DamagedData):
+        _write(*_note(url, "addresses"), {"url": url})
+
+
+def knows_address(url: str | None) -> bool:
+    """Whether caches there may be looked at because a run says so: on this machine, or where the user works."""
+    if url is None or url.startswith("file://"):
+        return True
+    with suppress(OSError, DamagedData):
+        root, note = _note(url, "addresses")
+        require_real_folders(root, str(note))
+        return (read_json(root / note) or {}).get("url") == url
+    return False
+
+
+def not_contacted(folder: Path, url: str) -> str:
+    """What to say of an address that is not known, with the command that makes it so."""
+    command = shlex.join(["layerwise", "status", f"--set=cache.url={url}", f"--run-dir={folder}"])
+    return (
+        f"{folder} says that its caches lie at {url}, which nobody named on this machine, so it was not contacted. If "
+        f"you trust the address, name it with: {command}"
+    )
+
+
 def name_again(source: str, overrides: Sequence[str], folder: Path) -> str:
     """The command that names the recipe file of a run, as it is now, and changes nothing."""
     words = (f"--set={override}" for override in overrides)
     return shlex.join(["layerwise", "status", f"--recipe={source}", *words, f"--run-dir={folder}"])
 
 
-def _note(path: Path) -> tuple[Path, Path]:
-    """The user's state directory, and where in it the note of this file lies."""
+def _write(root: Path, note: Path, content: dict[str, object]) -> None:
+    (root / note).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    require_real_folders(root, str(note))
+    known = None
+    with suppress(DamagedData):  # it is written anew
+        known = read_json(root / note)
+    if known != content:
+        write_json(root / note, content)
+
+
+def _note(named: Path | str, kind: str = "recipes") -> tuple[Path, Path]:
+    """The user's state directory, and where in it the note of this file or address lies."""
     given = Path(os.environ.get("XDG_STATE_HOME", ""))
     root = given if given.is_absolute() else Path.home() / ".local" / "state"
-    return root, Path("layerwise", "recipes", hashlib.sha256(os.fsencode(path)).hexdigest()[:32] + ".json")
+    return root, Path("layerwise", kind, hashlib.sha256(os.fsencode(named)).hexdigest()[:32] + ".json")

@@ -49,6 +49,7 @@ from layerwise.files.run_files import (
     subfolders,
 )
 from layerwise.files.storage import read_file
+from layerwise.pipeline import trust
 from layerwise.pipeline.run import cache_location, window_location
 from layerwise.settings.units import counted
 
@@ -290,7 +291,9 @@ def _verify_caches(found: Verification, note: Callable[[str], None]) -> None:
     url = None if recipe is None else recipe["cache"].get("url")
     place = found.run / PLACE_FILE
     known = not os.path.lexists(place) or found.read(place, PLACE, f"rm {shlex.quote(str(place))}") is not None
-    if url is not None and known:
+    if url is not None and not trust.knows_address(url):
+        found.unfinished[url] = trust.not_contacted(found.run, url)
+    elif url is not None and known:
         numbers = {int(stage.name) for stage in _stages(found) if stage.name.isdecimal()}
         places += [(number, cache_location(found.run, url, number)) for number in sorted(numbers)]
         windows = [window_location(found.run, url, number) for number in sorted(numbers)]

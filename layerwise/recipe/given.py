@@ -92,7 +92,7 @@ class GivenData(DatasetSettings):
     )
     classes: tuple[tuple[str, int], ...] = Field((), description="number of classes of each task")
     labelled: bool = labelled_only(False, description="whether there are labelled samples to probe with")
-    workers: int = free(0, ge=0, description="processes that read samples; 0: the training's own")
+    workers: int = free(0, ge=0, le=1024, description="processes that read samples; 0: the training's own")
     _sets: dict[str, Dataset] = PrivateAttr(default_factory=dict)
     _read: Read | None = PrivateAttr(default=None)
 

@@ -12,7 +12,7 @@ from layerwise.data.settings import DatasetSettings
 from layerwise.errors import RecipeError
 from layerwise.nets.settings import NetworkSettings
 from layerwise.objectives.settings import ObjectiveSettings
-from layerwise.settings.base import Settings
+from layerwise.settings.base import MOST_LAYERS, Settings
 from layerwise.settings.choices import FeedName, MethodName, ScheduleName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, SpeechProbes, Training
 
@@ -29,7 +29,7 @@ class Recipe(Settings):
     objective: SerializeAsAny[ObjectiveSettings] = Field(description="the local loss of each module")
     optimiser: Optimiser = Field(Optimiser(), description="how weights follow gradients")
     training: Training = Field(Training(), description="how long a stage lasts and in what arithmetic")
-    stages: dict[Annotated[int, Field(ge=1)], dict[str, Any]] = Field(
+    stages: dict[Annotated[int, Field(ge=1, le=MOST_LAYERS)], dict[str, Any]] = Field(
         {},
         description="what differs for single modules, by number: fields of objective and optimiser, and of training "
         "epochs, patience, tolerance, keep and noise, as in stages.2.optimiser.learning_rate",
@@ -42,6 +42,7 @@ class Recipe(Settings):
     together: int | None = Field(
         None,
         ge=1,
+        le=MOST_LAYERS,
         description="with the schedule simultaneous: modules 1 to this one are trained together, and those above one "
         "after another; null: all together",
     )

@@ -17,6 +17,11 @@ from layerwise.settings.units import parse_bytes
 JsonValue = Any
 Shape = tuple[int, ...]
 Bytes = Annotated[int, BeforeValidator(lambda value: parse_bytes(value) if isinstance(value, str) else value)]
+MOST_LAYERS = 1000
+MOST_CHANNELS = 2**16
+MOST_SIDE = 2**16
+MOST_SAMPLES = 2**24
+MOST_EPOCHS = 10**6
 
 
 def free(default: Any, **constraints: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -25,6 +26,24 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "
             yield from changes(old, new, f"{prefix}{name}.")
         elif old != new:
             yield f"{prefix}{name}", old, new
+
+
+def changes_within(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """The differences between two identities of a stage, but for those that only let it end later or earlier.
+
+    From where a training stands, another number of epochs leads to the same bits as if it had been asked for at the
+    start, if it is not passed yet; and so does more patience.
+    """
+    only_end = {"training.epochs"}
+    if _patience(before) <= _patience(after):
+        only_end.add("training.patience")
+    return [line for line in differences(before, after) if line.partition(":")[0] not in only_end]
+
+
+def _patience(identity: Mapping[str, Any]) -> float:
+    training = identity.get("training")
+    found = training.get("patience") if isinstance(training, Mapping) else None
+    return found if isinstance(found, int) else math.inf
 
 
 def _short(value: Any) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from layerwise.settings.base import Bytes, Settings, free, later
+from layerwise.settings.base import MOST_EPOCHS, MOST_SAMPLES, Bytes, Settings, free, later
 
 
 class Optimiser(Settings):
@@ -22,16 +22,22 @@ class Optimiser(Settings):
 class Training(Settings):
     """How long a stage lasts and in what arithmetic."""
 
-    batch_size: int = Field(32, ge=1, description="samples a step")
+    batch_size: int = Field(32, ge=1, le=MOST_SAMPLES, description="samples a step")
     loss_group: int | None = later(
         None,
         ge=1,
+        le=MOST_SAMPLES,
         description="samples whose representations a loss sees at once: negatives come from the same group, and the "
         "loss of a step is the mean over its groups; null: the whole batch",
     )
-    epochs: int = Field(300, ge=0, description="the most epochs a module is trained; 0 leaves it as the seed makes it")
+    epochs: int = Field(
+        300, ge=0, le=MOST_EPOCHS, description="the most epochs a module is trained; 0 leaves it as the seed makes it"
+    )
     patience: int = Field(
-        10, ge=1, description="epochs without improvement of the validation loss after which a module has converged"
+        10,
+        ge=1,
+        le=MOST_EPOCHS,
+        description="epochs without improvement of the validation loss after which a module has converged",
     )
     tolerance: float = Field(
         1e-3, ge=0, lt=1, description="relative decrease of the validation loss that counts as improvement"
@@ -45,27 +51,27 @@ class Training(Settings):
         description="deviation of the Gaussian noise that is added to the inputs of modules trained on frozen ones, in "
         "units of each input's own deviation; training inputs alone",
     )
-    update_every: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+    update_every: tuple[Annotated[int, Field(ge=1, le=10**6)], ...] = Field(
         (1,),
         min_length=1,
         description="steps between two updates of module 1, 2, … when all are trained together; the last "
         "number holds for the modules above",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
-    checkpoint_every: int = free(100, ge=1, description="steps between checkpoints within an epoch")
+    checkpoint_every: int = free(100, ge=1, le=10**9, description="steps between checkpoints within an epoch")
     keep_checkpoint: bool = free(
         True,
         description="keep the state of a finished training, about four times the bytes of its weights, so that it can "
         "go on for more epochs",
     )
     micro_batch: int | None = free(
-        None, ge=1, description="samples that go through the module at once; null: the whole batch"
+        None, ge=1, le=MOST_SAMPLES, description="samples that go through the module at once; null: the whole batch"
     )
     checkpointing: bool = free(
         False, description="keep activations between a module's blocks only, and compute the others again"
     )
     max_memory: Bytes | None = free(
-        None, ge=1, description="bytes of device memory a stage may take; chooses micro_batch"
+        None, ge=1, le=2**62, description="bytes of device memory a stage may take; chooses micro_batch"
     )
 
     @model_validator(mode="after")
@@ -86,12 +92,14 @@ class Probe(Settings):
     learning_rates: tuple[float, ...] = Field(
         (1e-3,), min_length=1, description="of Adam; of several, the best on a fifth of the training samples is taken"
     )
-    epochs: int = Field(300, ge=1, description="epochs a classifier is trained")
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="epochs a classifier is trained")
     standardise: bool = Field(
         False,
         description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not",
     )
-    batch_size: int = Field(256, ge=1, description="samples a step, or positions where each has a label")
+    batch_size: int = Field(
+        256, ge=1, le=MOST_SAMPLES, description="samples a step, or positions where each has a label"
+    )
     initial: Literal["uniform", "xavier"] = Field(
         "uniform", description="initial weights: torch's own, or Xavier normal"
     )
@@ -123,7 +131,7 @@ class CacheSettings(Settings):
         "float16", description="type of the stored numbers; uint8: with a scale for each channel"
     )
     codec: Literal["none", "lz4", "zstd"] = free("lz4", description="lossless compression of the stored numbers")
-    views: int = Field(1, ge=1, description="augmentations stored for each training sample")
+    views: int = Field(1, ge=1, le=10_000, description="augmentations stored for each training sample")
     probe_splits: bool = free(
         True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
     )
@@ -133,9 +141,11 @@ class CacheSettings(Settings):
         description="where caches lie instead of in the run: s3://bucket/prefix, gs://, az:// or file://",
     )
     budget: Bytes | None = free(
-        None, ge=1, description="bytes a cache may take; null: what the disk has free, less a reserve"
+        None, ge=1, le=2**62, description="bytes a cache may take; null: what the disk has free, less a reserve"
     )
-    window_epochs: int = free(5, ge=1, description="epochs between two turns of the rolling window, where there is one")
+    window_epochs: int = free(
+        5, ge=1, le=MOST_EPOCHS, description="epochs between two turns of the rolling window, where there is one"
+    )
     renew: bool = free(
         False, description="a rolling window even where all samples fit, for augmentations that were never seen"
     )

@@ -6,7 +6,6 @@ record names any more are removed afterwards, so that a kill at any moment leave
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from layerwise.files.records import CHECKPOINT, TensorsRecord, read_record
 from layerwise.files.run_files import TENSORS, is_folder
 from layerwise.files.storage import flush_directory, remove_file, write_json
 from layerwise.files.tensors import load_tensors, save_tensors
-from layerwise.settings.identity import differences
+from layerwise.settings.identity import changes_within
 from layerwise.training.step import Learner
 
 RECORD = "checkpoint.json"
@@ -93,24 +92,6 @@ def has_checkpoint(folder: Path) -> bool:
         DamagedData: its record is not what was written.
     """
     return read_record(folder / RECORD, CHECKPOINT) is not None
-
-
-def changes_within(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """The differences between two identities of a stage, but for those that only let it end later or earlier.
-
-    From where a training stands, another number of epochs leads to the same bits as if it had been asked for at the
-    start, if it is not passed yet; and so does more patience.
-    """
-    only_end = {"training.epochs"}
-    if _patience(before) <= _patience(after):
-        only_end.add("training.patience")
-    return [line for line in differences(before, after) if line.partition(":")[0] not in only_end]
-
-
-def _patience(identity: Mapping[str, Any]) -> float:
-    training = identity.get("training")
-    found = training.get("patience") if isinstance(training, Mapping) else None
-    return found if isinstance(found, int) else math.inf
 
 
 def keep_checkpoint(folder: Path, learners: Sequence[Learner], *, best: bool) -> int:

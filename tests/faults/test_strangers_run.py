@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+import activation_cache
+from activation_cache import StoreError
 from layerwise.cli import main
 from layerwise.errors import DamagedData
 from layerwise.files.storage import read_json, write_json
+from layerwise.pipeline.status import recipe_digest
 from layerwise.recipe.as_json import NeedsCode, describe, rebuild
 from layerwise.recipe.loader import built_in, resolve_recipe
 from tests.conftest import TINY
@@ -201,6 +204,40 @@ def _following(folder: Path, file: Path) -> Path:
     shutil.copytree(folder, other)
     write_json(other / "run.json", {**(read_json(other / "run.json") or {}), "recipe": str(file)})
     return other
+
+
+def test_a_look_at_a_run_contacts_no_address_that_nobody_named(make_run, monkeypatch):
+    pytest.importorskip("obstore")
+    folder, url = make_run(BUILT_IN_CLASSES), "s3://bucket/prefix"
+    recipe, run = read_json(folder / "recipe.json") or {}, read_json(folder / "run.json") or {}
+    write_json(folder / "recipe.json", {**recipe, "cache": {**recipe["cache"], "url": url}})
+    write_json(folder / "run.json", {**run, "set": [*run["set"], f"cache.url={url}"]})
+    expected = {**(read_json(folder / "expected.json") or {}), "recipe": recipe_digest(folder)}
+    write_json(folder / "expected.json", expected)
+    (folder / "stages" / "1").mkdir(parents=True)
+    asked: list[str] = []
+    for name in ("inspect", "verify", "free"):
+        found = getattr(activation_cache, name)
+
+        def noting(location: Path | str, *rest: object, found: Callable[..., object] = found) -> object:
+            if str(location).startswith("s3://"):
+                asked.append(str(location))
+                raise StoreError("not reached")
+            return found(location, *rest)
+
+        monkeypatch.setattr(activation_cache, name, noting)
+    for command, code in (("status", 0), ("verify", 0), ("plan", 2)):
+        result = call(command, "--run-dir", str(folder))
+        assert result.exit_code == code, result.output
+        told = " ".join((result.stdout + result.stderr).split())
+        assert f"its caches lie at {url}, which nobody named on this machine, so it was not contacted" in told
+        assert not asked, command
+    words = shlex.split(result.stderr.strip().rpartition("name it with: layerwise ")[2])
+    assert call(*words).exit_code == 0
+    for command in ("status", "verify", "plan"):
+        asked.clear()
+        call(command, "--run-dir", str(folder))
+        assert asked, command
 
 
 @pytest.mark.parametrize("damage", ["flip", "link", "folder link", "json", "other path", "absent"])
