@@ -62,7 +62,7 @@ def test_all_together_is_one_stage_without_a_cache(make_setup) -> None:
 
 def test_nothing_begins_where_memory_is_short(make_setup) -> None:
     setup = make_setup(apply_overrides(TINY, ["training.max_memory=10kB"]))
-    with pytest.raises(WillNotFit, match=r"module 1 in .* What would fit"):
+    with pytest.raises(WillNotFit, match=r"(?s)module 1 in .*Every stage fits with: "):
         run_all(setup)
     assert not (setup.run.folder / "stages").exists()
 
@@ -220,3 +220,10 @@ class OddModule(Module):
 class Odd(NetworkSettings):
     def modules(self, sample_shape: Shape) -> list[Module]:
         return [OddModule()]
+
+
+def test_what_would_fit_is_said_once_for_all_stages(make_setup):
+    plan = plan_of(make_setup, "training.max_memory=1000")
+    assert len(plan.problems) > 1
+    assert not any("What would fit" in problem for problem in plan.problems)
+    assert str(plan).count("fits with") == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from layerwise.memory.predict import Footprint, Samples, Step, predict
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.units import size
 from layerwise.training.step import train_step
+
+WAYS = ". What would fit: "
 
 
 @dataclass(frozen=True)
@@ -138,5 +141,14 @@ def _refusal(recipe: Recipe, numbers: Sequence[int], budget: int, least: Fit, ad
     return (
         f"{whom} in {least} (batch {training.batch_size}) need {size(footprint.peak)} (predicted: parameters, "
         f"gradients and optimiser {size(footprint.floor)}, inputs and activations {size(rest)}), and the "
-        f"budget is {size(budget)}. What would fit: {', or '.join(ways)}"
+        f"budget is {size(budget)}{WAYS}{', or '.join(ways)}"
     )
+
+
+def without_ways(problems: Sequence[str]) -> tuple[list[str], int | None]:
+    """Refusals, of several without what would fit each of them, and the megabytes that are enough for all of these."""
+    parts = [problem.partition(WAYS) for problem in problems]
+    enough = [int(found[1]) for *_, ways in parts if (found := re.match(r"--max-memory (\d+)MB", ways))]
+    if len(enough) < 2:
+        return list(problems), None
+    return [problem for problem, *_ in parts], max(enough)

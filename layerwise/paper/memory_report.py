@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from layerwise.memory.fit import without_ways
 from layerwise.render.plots import LIGHT, Picture, Theme
 from layerwise.render.tables import show, table
 from layerwise.render.units import size, unit_of_bytes
@@ -87,7 +88,10 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
 
 
 def _notes(found: Sequence[Found], asked: Asked) -> list[str]:
-    notes = [f"{_name(one, found)}: {one.problem}" for one in found if one.problem is not None]
+    failed = [one for one in found if one.problem is not None]
+    problems, enough = without_ways([one.problem or "" for one in failed])
+    notes = [f"{_name(one, found)}: {problem}" for one, problem in zip(failed, problems, strict=True)]
+    notes += [] if enough is None else [f"What would fit all of them: --max-memory {enough}MB"]
     chosen = {one.row.name: one.micro_batch for one in found if "under" in one.row.name and one.micro_batch is not None}
     if chosen:
         notes.append("micro-batches chosen: " + ", ".join(f"{name}: {size_}" for name, size_ in chosen.items()))

@@ -13,6 +13,7 @@ from layerwise import memory
 from layerwise.data.parts import Labelled
 from layerwise.errors import NotReady, RecipeError, Unpredictable, UsageError, WillNotFit
 from layerwise.memory import Fit, Samples
+from layerwise.memory.fit import without_ways
 from layerwise.nets.speech import LABEL_HOP, LABEL_SPAN, at_labels
 from layerwise.pipeline.cache_plan import SplitSizes, bytes_to_write, cache_plans, module_outputs, ways_out
 from layerwise.pipeline.setup import Setup
@@ -134,6 +135,8 @@ def make_plan(setup: Setup) -> Plan:
             )
         )
     advice = _memory_advice(setup, too_large)
+    if advice is not None:
+        problems = without_ways(problems)[0]
     free = activation_cache.free(setup.run.cache(1))
     for cache in caches.values():
         if not cache.fits(recipe.cache, recipe.training.batch_size, free):

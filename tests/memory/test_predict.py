@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from layerwise.errors import RecipeError, Unpredictable, WillNotFit
 from layerwise.memory import Samples, fit, predict
 from layerwise.memory.count import LiveBytes
+from layerwise.memory.fit import WAYS, without_ways
 from layerwise.nets.module import Encoded, Module
 from layerwise.nets.resnet import Group, PatchResNet
 from layerwise.objectives.objective import Context, Objective
@@ -225,3 +226,10 @@ def test_batch_statistics_leave_the_whole_batch_or_nothing() -> None:
 def test_shapes_that_depend_on_values_are_said_to_be_unpredictable() -> None:
     with pytest.raises(Unpredictable, match="depends on values"):
         predict(strange(by_value=True), [1], SAMPLES)
+
+
+def test_what_would_fit_several_modules_is_said_once():
+    refusals = [f"module {number} needs{WAYS}--max-memory {number}1MB, or --set a=1" for number in (1, 2)]
+    assert without_ways(refusals) == (["module 1 needs", "module 2 needs"], 21)
+    assert without_ways(refusals[:1]) == (refusals[:1], None)
+    assert without_ways([refusals[0], "another"]) == ([refusals[0], "another"], None)
