@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .errors import CacheError
+from .errors import Damaged
 from .layout import COMMIT, PLAN, RECORD
 from .local import TEMPORARY
 from .store import Store
@@ -74,7 +74,9 @@ def wipe(store: Store, locks: bool = False) -> list[str]:
 
     for path in sorted(found.ours, key=turn):
         if locks or not is_lock(path):
-            with suppress(CacheError):  # a folder that holds something: what it holds is listed below
+            # A folder that holds something stays, and what it holds is listed below. A store that fails ends this here:
+            # the plan is still there, and says that what is left is ours.
+            with suppress(Damaged):
                 store.delete(path)
     store.clear(found.is_our_folder)
     return sorted(path for path, _ in store.list() if not is_lock(path))
@@ -101,7 +103,7 @@ def _evidence(store: Store, listed: Collection[str]) -> tuple[bool, set[str]]:
 def _content(store: Store, path: str) -> bytes:
     try:
         return store.read(path)
-    except (CacheError, FileNotFoundError):
+    except (Damaged, FileNotFoundError):
         return b""
 
 

@@ -14,6 +14,7 @@ from activation_cache import (
     Locked,
     SplitSpec,
     Storage,
+    StoreError,
     Window,
     calibrate,
     create,
@@ -23,6 +24,7 @@ from activation_cache import (
     remove,
     remove_window,
 )
+from activation_cache.store import LocalStore
 
 KINDS = {
     "float32": (Storage(), SplitSpec("train", 5, (4,), {"class": "int8"}, shard_samples=2)),
@@ -218,3 +220,37 @@ def test_a_window_goes_and_what_is_not_of_it_stays(tmp_path: Path) -> None:
     assert remove_window(tmp_path / "w") == []
     assert not (tmp_path / "w").exists()
     assert remove_window(tmp_path / "w") == []
+
+
+class Failing(LocalStore):
+    """Refuses to delete one file, as an object store does that fails."""
+
+    refuses: str | None = None
+
+    def delete(self, path: str) -> None:
+        if path == self.refuses:
+            raise StoreError(f"deleting {path} failed")
+        super().delete(path)
+
+
+def replace(store: LocalStore) -> None:
+    storage, spec = KINDS["float32"]
+    create(store, make_key({}, storage), [spec], storage, replace=True).close()
+
+
+@pytest.mark.parametrize("use", [replace, remove])
+def test_removing_that_a_store_ended_midway_is_gone_on_with(
+    tmp_path: Path, use: Callable[[LocalStore], object]
+) -> None:
+    """Until the last file is gone, one of those left says that a cache of ours lies there."""
+    write(tmp_path / "whole")
+    for path in (path for path, _ in list(LocalStore(tmp_path / "whole").list()) if "/lock" not in path):
+        write(tmp_path / "cache")
+        store = Failing(tmp_path / "cache")
+        store.refuses = path
+        with pytest.raises(StoreError, match="deleting"):
+            use(store)
+        store.refuses = None
+        use(store)
+        remove(tmp_path / "cache")
+        assert list(LocalStore(tmp_path / "cache").list()) == []
