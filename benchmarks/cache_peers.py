@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from activation_cache.order import epoch_order
+from activation_cache.reading.order import epoch_order
 
 Array = npt.NDArray[Any]
 Epoch = Callable[[int], int]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from activation_cache import Storage, open_cache
-from activation_cache.order import epoch_order
+from activation_cache.reading.order import epoch_order
 from benchmarks.cache_peers import Array, Epoch, peer_readers
 from benchmarks.cache_workloads import WORKLOADS, say, write_cache
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from activation_cache import Storage, open_cache
-from activation_cache.order import epoch_order
+from activation_cache.reading.order import epoch_order
 from benchmarks.cache_peers import Array
 from benchmarks.cache_workloads import WORKLOADS, say, write_cache
 

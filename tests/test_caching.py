@@ -12,7 +12,7 @@ import torch
 
 import activation_cache
 from activation_cache import SplitSpec
-from activation_cache.quantise import dequantise
+from activation_cache.format.quantise import dequantise
 from layerwise.errors import DamagedData, NotReady, StoppedEarly, WillNotFit
 from layerwise.pipeline import caching
 from layerwise.pipeline.caching import repair_cache, write_cache
@@ -42,7 +42,7 @@ def test_few_samples_calibrate_all_of_them(setup):
 
 
 def test_an_interrupted_writing_is_calibrated_once(setup, monkeypatch):
-    monkeypatch.setattr("activation_cache.layout.SHARD_BYTES", 1 << 16)
+    monkeypatch.setattr("activation_cache.format.layout.SHARD_BYTES", 1 << 16)
     calls = count()
     setup.should_stop = lambda: next(calls) == 4
     with pytest.raises(StoppedEarly):

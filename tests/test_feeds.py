@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from activation_cache import calibrate
-from activation_cache.quantise import dequantise
+from activation_cache.format.quantise import dequantise
 from layerwise.data.read_ahead import read_ahead
 from layerwise.data.stl10 import STL10
 from layerwise.pipeline.caching import write_cache
@@ -95,7 +95,7 @@ def test_a_stage_knows_that_small_compressed_samples_come_in_another_order(make_
         return stage_identity(make_setup(recipe), 3)["inputs"]
 
     assert inputs(compressed) == inputs(plain) == inputs(recomputed)
-    for module in ("activation_cache.layout", "layerwise.pipeline.frozen"):
+    for module in ("activation_cache.format.layout", "layerwise.pipeline.frozen"):
         monkeypatch.setattr(f"{module}.SHUFFLED_TOGETHER", 0)  # as if there were more chunks
     assert inputs(compressed) == {**inputs(plain), "order": "in windows"}
     assert inputs(plain) == inputs(recomputed)

@@ -305,7 +305,7 @@ def test_the_calibration(trained, monkeypatch, dtype):
 def test_the_versions_of_the_formats(trained, monkeypatch):
     setup = trained()
     before = identities(setup)
-    monkeypatch.setattr(activation_cache.key, "FORMAT", activation_cache.FORMAT + 1)
+    monkeypatch.setattr("activation_cache.format.key.FORMAT", activation_cache.FORMAT + 1)
     assert changed(before, setup) == CACHES
     monkeypatch.setattr(frozen, "FORMAT", frozen.FORMAT + 1)
     assert changed(before, setup) == CACHES | STAGES

@@ -13,10 +13,7 @@ for batch in cache.splits["train"].batches(32, seed=0, epoch=3):
 
 from __future__ import annotations
 
-from .batches import CachedBatch
 from .budget import available, estimate, free, measured_ratio, reserve, slot_samples
-from .canonical import digest
-from .creation import create, remove
 from .errors import (
     AlreadyCommitted,
     CacheError,
@@ -29,15 +26,18 @@ from .errors import (
     Stale,
     StoreError,
 )
-from .key import differences, make_key
-from .layout import FORMAT, SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
-from .order import epoch_order
-from .quantise import Calibration, calibrate
-from .reader import Cache, Split, open_cache
-from .repair import repair
+from .format.canonical import digest
+from .format.key import differences, make_key
+from .format.layout import FORMAT, SHUFFLED_TOGETHER, SplitSpec, Storage, shuffled_in_windows
+from .format.quantise import Calibration, calibrate
+from .reading.batches import CachedBatch
+from .reading.cache import Cache, Split, open_cache
+from .reading.order import epoch_order
 from .verify import Report, Status, inspect, verify
 from .window import Filler, JoinedSplits, Window, remove_window
-from .writer import CacheWriter
+from .writing.creation import create, remove
+from .writing.repair import repair
+from .writing.writer import CacheWriter
 
 __all__ = [
     "FORMAT",

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .disk import reserve_of
 from .errors import DoesNotFit
-from .layout import SplitSpec, Storage, grid
-from .quantise import Calibration, quantise, to_bfloat16
-from .shard import CRC_BYTES, encode
-from .store import Store, open_store
+from .format.layout import SplitSpec, Storage, grid
+from .format.quantise import Calibration, quantise, to_bfloat16
+from .format.shard import CRC_BYTES, encode
+from .store.base import Store, open_store
+from .store.disk import reserve_of
 
 SIDE_BYTES = 100  # of a sample: its id and labels, in the journal and in the side arrays, and its share of the record
 

@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 
 from .errors import Locked
-from .shard import Bytes
-from .store import LocalStore, Store
+from .store.base import LocalStore, Store
+from .store.files import Bytes
 
 Fault = Literal["fail", "full", "kill", "truncate", "kill after"]
 

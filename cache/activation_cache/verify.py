@@ -9,15 +9,15 @@ from typing import Literal
 
 import numpy as np
 
-from .canonical import Json
 from .errors import CacheError, Damaged, FormatError, NotCommitted, Stale
-from .key import Key, check_key
-from .layout import COMMIT, RECORD, grid
-from .quantise import Calibration
-from .reader import Cache, check_files
-from .record import altered, finished_shards, read_commit, read_plan, shard_file, surviving_plan
-from .sources import Shards
-from .store import Store, open_store
+from .format.canonical import Json
+from .format.key import Key, check_key
+from .format.layout import COMMIT, RECORD, grid
+from .format.quantise import Calibration
+from .format.record import altered, finished_shards, read_commit, read_plan, shard_file, surviving_plan
+from .reading.cache import Cache, check_files
+from .reading.sources import Shards
+from .store.base import Store, open_store
 
 
 @dataclass(frozen=True)

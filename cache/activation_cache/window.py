@@ -21,19 +21,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .batches import Allocate, CachedBatch, iterate
-from .canonical import Json
-from .creation import create, remove
 from .errors import FormatError
-from .key import Key, make_key
-from .layout import SplitSpec, Storage
-from .order import Indices, epoch_order, rank_slice
-from .quantise import Calibration
-from .reader import KeepsBuffers, Split, open_cache
-from .sources import JoinedSource
-from .store import LocalStore
+from .format.canonical import Json
+from .format.key import Key, make_key
+from .format.layout import SplitSpec, Storage
+from .format.quantise import Calibration
+from .reading.batches import Allocate, CachedBatch, iterate
+from .reading.cache import KeepsBuffers, Split, open_cache
+from .reading.order import Indices, epoch_order, rank_slice
+from .reading.sources import JoinedSource
+from .store.base import LocalStore
 from .verify import inspect
-from .writer import CacheWriter
+from .writing.creation import create, remove
+from .writing.writer import CacheWriter
 
 Array = npt.NDArray[Any]
 

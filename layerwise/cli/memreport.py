@@ -139,7 +139,7 @@ def command(
 
 
 def _work_out(pairs: list[tuple[Asked, Row]]) -> list[Found]:
-    from activation_cache.processors import allowed_processors
+    from activation_cache.reading.processors import allowed_processors
     from layerwise.paper.memory_rows import work_out_apart
 
     predicted = pairs[0][0].device == "cpu"

@@ -80,7 +80,7 @@ def exit_code(error: Exception) -> int | None:
         return error.exit_code
 
     from activation_cache import CacheError, Damaged
-    from activation_cache.files import NotARegularFile
+    from activation_cache.store.files import NotARegularFile
 
     if isinstance(error, (Damaged, NotARegularFile)):
         return DamagedData.exit_code

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from activation_cache.files import open_regular
+from activation_cache.store.files import open_regular
 from layerwise.errors import DamagedData, NotReady, WillNotFit
 from layerwise.progress import Progress
 

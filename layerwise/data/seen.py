@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from activation_cache.processors import allowed_processors
+from activation_cache.reading.processors import allowed_processors
 from layerwise.errors import DamagedData, WillNotFit
 from layerwise.files.storage import read_json, write_json
 from layerwise.progress import Progress

@@ -16,7 +16,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from activation_cache.files import open_regular
+from activation_cache.store.files import open_regular
 from layerwise.files.records import EPOCH, EpochRecord
 from layerwise.files.storage import SEAL, parse_json, raise_unwritten, read_file, write_file
 

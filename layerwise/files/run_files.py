@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from activation_cache.files import open_regular
+from activation_cache.store.files import open_regular
 from layerwise.errors import DamagedData, RunLocked, UsageError
 from layerwise.files.metrics import METRICS
 from layerwise.files.storage import JSON_BYTES, raise_misplaced, read_file, read_json, temporary_of

@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
-from activation_cache.files import NotARegularFile, open_regular, read_regular
+from activation_cache.store.files import NotARegularFile, open_regular, read_regular
 from layerwise.errors import DamagedData, WillNotFit
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 
 import activation_cache
 from activation_cache import Calibration, DoesNotFit, SplitSpec
-from activation_cache.disk import free_needed
+from activation_cache.store.disk import free_needed
 from layerwise.errors import NotReady, WillNotFit
 from layerwise.files.window import Rolling
 from layerwise.pipeline.frozen import frozen_digests, trained_inputs

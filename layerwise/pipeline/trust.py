@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from activation_cache.files import require_real_folders
+from activation_cache.store.files import require_real_folders
 from layerwise.errors import DamagedData, WillNotFit
 from layerwise.files.storage import read_json, write_json
 from layerwise.settings.sources import digest, local_files

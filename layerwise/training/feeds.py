@@ -23,7 +23,7 @@ from torch import Tensor
 
 from activation_cache import Cache, CachedBatch, CacheError, Calibration, Damaged, JoinedSplits, epoch_order
 from activation_cache import Split as CachedSplit
-from activation_cache.processors import allowed_processors
+from activation_cache.reading.processors import allowed_processors
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import DamagedData, NotReady, RecipeError
 from layerwise.nets.module import Module

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import torch
 
-from activation_cache.processors import allowed_processors
+from activation_cache.reading.processors import allowed_processors
 from layerwise.progress import Progress
 from layerwise.training.feeds import Feed
 from layerwise.training.step import Arithmetic, Learner, rehearsal

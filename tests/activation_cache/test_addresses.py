@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from activation_cache import StoreError, inspect
-from activation_cache.store import LocalStore, open_store
+from activation_cache.store.base import LocalStore, open_store
 
 pytest.importorskip("obstore")
 
-from activation_cache.remote import ATTEMPTS, RemoteStore
+from activation_cache.store.remote import ATTEMPTS, RemoteStore
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from activation_cache.canonical import Json, canonical
+from activation_cache.format.canonical import Json, canonical
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from activation_cache.files import NotARegularFile, open_regular, read_regular, require_real_folders
+from activation_cache.store.files import NotARegularFile, open_regular, read_regular, require_real_folders
 
 WAYS = (os.O_RDONLY, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, os.O_RDWR | os.O_CREAT, os.O_WRONLY | os.O_APPEND)
 

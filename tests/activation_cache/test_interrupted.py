@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from activation_cache import Locked, SplitSpec, Storage, create, make_key, open_cache, verify
-from activation_cache.store import LocalStore
-from activation_cache.writer import CacheWriter
+from activation_cache.store.base import LocalStore
+from activation_cache.writing.writer import CacheWriter
 
 KEY = make_key({}, Storage())
 SPEC = SplitSpec("train", 8, (4,), shard_samples=2)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from activation_cache import FormatError, JoinedSplits, SplitSpec, Storage, create, epoch_order, make_key, open_cache
-from activation_cache.order import rank_slice, windowed_order
+from activation_cache.reading.order import rank_slice, windowed_order
 
 SEEDS = st.integers(0, 2**40)
 

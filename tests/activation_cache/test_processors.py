@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from activation_cache import processors
-from activation_cache.processors import allowed_processors, processor_quota
+from activation_cache.reading import processors
+from activation_cache.reading.processors import allowed_processors, processor_quota
 
 
 def process(tmp_path, groups, mounts):

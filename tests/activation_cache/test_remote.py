@@ -32,7 +32,7 @@ from activation_cache.testing import check_store
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-from activation_cache.remote import RemoteStore
+from activation_cache.store.remote import RemoteStore
 from tests.activation_cache.faulty_s3 import Proxy, faulty_s3
 
 VALUES = np.random.default_rng(3).standard_normal((20, 6, 7)).astype(np.float32)

@@ -24,7 +24,7 @@ from activation_cache import (
     remove,
     remove_window,
 )
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 
 KINDS = {
     "float32": (Storage(), SplitSpec("train", 5, (4,), {"class": "int8"}, shard_samples=2)),

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activation_cache import SplitSpec, Storage, calibrate, create, make_key, open_cache
-from activation_cache.quantise import from_bfloat16
+from activation_cache.format.quantise import from_bfloat16
 
 DTYPES = ("float32", "float16", "bfloat16", "uint8")
 CODECS = ("none", "lz4", "zstd")

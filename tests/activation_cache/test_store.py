@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from activation_cache import Locked
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 from activation_cache.testing import check_store
 
 
@@ -43,7 +43,7 @@ def test_a_file_is_synced_before_its_name_and_its_name_before_it_counts(
 
 def test_a_lock_dies_with_its_process_and_names_it(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from activation_cache.store import LocalStore; "
+        "import sys, time; from activation_cache.store.base import LocalStore; "
         f"held = LocalStore({str(tmp_path)!r}).lock(0, 1); print('held', flush=True); sys.stdin.read()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:

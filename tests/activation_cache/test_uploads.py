@@ -26,7 +26,7 @@ from activation_cache import (
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-from activation_cache.remote import RemoteStore
+from activation_cache.store.remote import RemoteStore
 from tests.activation_cache.faulty_s3 import Proxy, faulty_s3
 
 VALUES = np.maximum(np.random.default_rng(3).standard_normal((7, 3, 4)), 0).astype(np.float32)
@@ -160,7 +160,7 @@ def test_uploads_in_parts_and_stores_whose_tags_say_nothing(
     server.fault = second
     store.write("large", [whole])
     assert store.read("large") == whole
-    monkeypatch.setattr("activation_cache.remote._tag", lambda data, in_parts: "of a store that makes its own")
+    monkeypatch.setattr("activation_cache.store.remote._tag", lambda data, in_parts: "of a store that makes its own")
     seen.clear()
     read.clear()
     store.write("large", [whole])

@@ -28,8 +28,8 @@ from activation_cache import (
     repair,
     slot_samples,
 )
-from activation_cache.key import Key
-from activation_cache.writer import CacheWriter
+from activation_cache.format.key import Key
+from activation_cache.writing.writer import CacheWriter
 
 
 def values(rng: np.random.Generator, *shape: int) -> np.ndarray:  # type: ignore[type-arg]
@@ -64,7 +64,7 @@ def test_without_a_budget_the_disk_less_a_reserve_is_the_budget(tmp_path: Path) 
 
 def test_a_budget_beyond_the_disk_is_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own").write_bytes(bytes(1000))
-    monkeypatch.setattr("activation_cache.local.free_bytes", lambda folder: 500)
+    monkeypatch.setattr("activation_cache.store.local.free_bytes", lambda folder: 500)
     assert available(tmp_path, 10**12) == 1500
     assert available(tmp_path, 200) == 200
 

@@ -22,19 +22,18 @@ from activation_cache import (
     Storage,
     calibrate,
     create,
-    creation,
     differences,
     inspect,
-    layout,
     make_key,
     open_cache,
-    record,
     verify,
 )
-from activation_cache import key as key_module
-from activation_cache.quantise import BEND, dequantise, first_not_finite, quantise, to_bfloat16
-from activation_cache.record import read_entry, read_plan
-from activation_cache.store import LocalStore
+from activation_cache.format import key as key_module
+from activation_cache.format import layout, record
+from activation_cache.format.quantise import BEND, dequantise, first_not_finite, quantise, to_bfloat16
+from activation_cache.format.record import read_entry, read_plan
+from activation_cache.store.base import LocalStore
+from activation_cache.writing import creation
 
 FLOAT32 = Storage()
 KEY = make_key({"weights": "ab", "recipe": {"width": 3}}, FLOAT32)

@@ -143,7 +143,7 @@ def test_a_window_lies_beside_its_cache(layerwise, tmp_path):
 
 def test_a_store_that_is_not_reached_is_said_in_one_line(layerwise, monkeypatch):
     pytest.importorskip("obstore")
-    monkeypatch.setattr("activation_cache.remote.ATTEMPTS", 1)
+    monkeypatch.setattr("activation_cache.store.remote.ATTEMPTS", 1)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_REGION"):
         monkeypatch.setenv(name, "test")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")

@@ -37,9 +37,9 @@ from activation_cache import (
     repair,
     verify,
 )
-from activation_cache.canonical import digest
-from activation_cache.record import seal_json, sha256
-from activation_cache.shard import CRC_BYTES, crc32c
+from activation_cache.format.canonical import digest
+from activation_cache.format.record import seal_json, sha256
+from activation_cache.format.shard import CRC_BYTES, crc32c
 
 SECONDS, BYTES = 1.0, 1 << 30  # that one use of a cache may take
 VALUES = np.maximum(np.random.default_rng(0).standard_normal((5, 2, 3)), 0).astype(np.float32)

@@ -23,7 +23,7 @@ from activation_cache import (
     open_cache,
     verify,
 )
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 
 KEY = make_key({}, Storage())
 SPEC = SplitSpec("train", 6, (4,), shard_samples=2)

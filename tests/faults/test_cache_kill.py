@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from activation_cache import CacheError, NotCommitted, SplitSpec, Storage, create, inspect, make_key, open_cache, verify
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 from activation_cache.testing import Fault, FaultyStore
 from tests.faults.conftest import scaled
 

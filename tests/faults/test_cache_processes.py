@@ -34,7 +34,7 @@ from activation_cache import (
     open_cache,
     verify,
 )
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 
 VALUES = np.random.default_rng(0).standard_normal((40, 16, 16)).astype(np.float32)
 STORAGES = [Storage(), Storage("float32", "lz4")]
@@ -217,8 +217,8 @@ def test_nothing_in_a_cache_is_executed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("codec", ["lz4", "zstd"])
 def test_a_shard_that_lies_about_its_sizes(tmp_path: Path, codec: str) -> None:
     """Even with all checksums made to fit, a decoder is not led beyond its buffers."""
-    from activation_cache.layout import Storage as Kept
-    from activation_cache.shard import BadShard, decode_chunk, encode, read_index
+    from activation_cache.format.layout import Storage as Kept
+    from activation_cache.format.shard import BadShard, decode_chunk, encode, read_index
 
     rows = np.ones((1, 4096), np.uint8)
     storage = Kept("uint8", codec)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ from activation_cache import (
     repair,
     verify,
 )
-from activation_cache.store import LocalStore
+from activation_cache.store.base import LocalStore
 
 OLD, NEW = make_key({"weights": "old"}, Storage()), make_key({"weights": "new"}, Storage())
 SPEC = SplitSpec("train", 6, (4,), {"class": "int8"}, shard_samples=2)

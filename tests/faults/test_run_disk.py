@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from activation_cache.local import LocalStore
+from activation_cache.store.local import LocalStore
 from layerwise.files.metrics import append_metrics
 from layerwise.files.storage import write_file
 from tests.faults.commands import Commands, Outcome

@@ -19,7 +19,7 @@ from tests.faults.runs import advised, asked, bits
 pytest.importorskip("obstore")
 pytest.importorskip("moto")
 
-from activation_cache.remote import RemoteStore
+from activation_cache.store.remote import RemoteStore
 from tests.activation_cache.faulty_s3 import Proxy, faulty_s3
 
 KINDS = ("busy", "drop", "reset", "lost reply", "truncate", "flip", "flip upload", "deny")

@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .errors import DoesNotFit, StoreError
-from .files import open_regular
-from .shard import Bytes
+from activation_cache.errors import DoesNotFit, StoreError
+from activation_cache.store.files import Bytes, open_regular
 
 # Where the page cache holds a file in pages of this size, and its map begins at a multiple of it, the kernel maps them
 # as they are, and a gather misses the TLB far less often.

@@ -13,10 +13,10 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .errors import Damaged
-from .layout import COMMIT, PLAN, RECORD
-from .local import TEMPORARY
-from .store import Store
+from activation_cache.errors import Damaged
+from activation_cache.format.layout import COMMIT, PLAN, RECORD
+from activation_cache.store.base import Store
+from activation_cache.store.local import TEMPORARY
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"  # of a split or a label
 _NODE = (

@@ -21,9 +21,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from activation_cache.errors import StoreError
+
 from .disk import free_bytes, reserve_of
-from .errors import StoreError
-from .shard import Bytes
+from .files import Bytes
 
 ATTEMPTS = 6  # of a request; every request made here may be repeated
 _COPY = re.compile(r"[0-9a-f]{64}(\.\d+\.\d+)?")  # the name of a copy, or of one that is not whole yet

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from .files import Bytes
 from .local import TEMPORARY, LocalStore
-from .shard import Bytes
 
 __all__ = ["LocalStore", "Store", "open_store", "sweep"]
 

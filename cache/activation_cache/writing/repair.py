@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from .canonical import Json
-from .errors import Damaged, NotCommitted
-from .key import check_key
-from .layout import COMMIT, Plan, SplitSpec, grid, journal_path
-from .record import Entry, journalled, read_entry, shard_file, surviving_plan, write_plan
+from activation_cache.errors import Damaged, NotCommitted
+from activation_cache.format.canonical import Json
+from activation_cache.format.key import check_key
+from activation_cache.format.layout import COMMIT, Plan, SplitSpec, grid, journal_path
+from activation_cache.format.record import Entry, journalled, read_entry, shard_file, surviving_plan, write_plan
+from activation_cache.format.shard import BadShard, check_chunks, chunk_is_good, decode_chunk, read_index
+from activation_cache.store.base import Store, open_store
+
 from .room import Room
-from .shard import BadShard, check_chunks, chunk_is_good, decode_chunk, read_index
-from .store import Store, open_store
 from .writer import CacheWriter
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FormatError
+from activation_cache.errors import FormatError
 
 Indices = npt.NDArray[np.int64]
 

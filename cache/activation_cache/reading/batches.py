@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .errors import FormatError
+from activation_cache.errors import FormatError
+from activation_cache.store.files import Bytes
+
 from .order import Indices
 from .processors import allowed_processors
-from .shard import Bytes
 
 if TYPE_CHECKING:
-    from .layout import Storage
+    from activation_cache.format.layout import Storage
 
 Array = npt.NDArray[Any]
 Allocate: TypeAlias = "Callable[[tuple[int, ...], np.dtype[Any]], Array]"

@@ -17,11 +17,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from activation_cache.errors import CacheError, Damaged, FormatError, NotCommitted
+from activation_cache.store.base import Store
+
 from .canonical import Json, canonical
-from .errors import CacheError, Damaged, FormatError, NotCommitted
 from .layout import COMMIT, FORMAT, PLAN, RECORD, Plan, SplitSpec, grid, journal_path, shard_path
 from .parse import entry_from_json, files_from_json, key_from_json, plan_from_json
-from .store import Store
 
 _NAME = "activation-cache"
 _MOST_BYTES = 1 << 30  # of a file of the record, which is read whole

@@ -20,16 +20,17 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import AlreadyCommitted, InvalidSamples, NotCommitted
+from activation_cache.errors import AlreadyCommitted, InvalidSamples, NotCommitted
+from activation_cache.format.key import Key
+from activation_cache.format.layout import COMMIT, PLAN, Plan, grid, journal_path
+from activation_cache.format.quantise import Calibration, first_not_finite, quantise, to_bfloat16
+from activation_cache.format.record import Commit, Entry, altered, finished_shards, plan_bytes, sha256, shard_file
+from activation_cache.format.shard import encode
+from activation_cache.store.base import Store, sweep
+
 from .filling import Filling, Track
-from .key import Key
-from .layout import COMMIT, PLAN, Plan, grid, journal_path
-from .quantise import Calibration, first_not_finite, quantise, to_bfloat16
-from .record import Commit, Entry, altered, finished_shards, plan_bytes, sha256, shard_file
+from .metadata import side_files
 from .room import Room
-from .shard import encode
-from .sides import side_files
-from .store import Store, sweep
 
 Array = npt.NDArray[Any]
 _Result = TypeVar("_Result")

@@ -7,6 +7,12 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
+Bytes = npt.NDArray[np.uint8]
+"""A stretch of memory."""
+
 
 class NotARegularFile(OSError):
     """A link, a folder, a pipe or a device lies where a file of ours belongs; `filename` names it."""

@@ -19,14 +19,23 @@ import google_crc32c
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CacheError, StoreError
-from .files import NotARegularFile
-from .layout import SplitSpec, grid
+from activation_cache.errors import CacheError, StoreError
+from activation_cache.format.layout import SplitSpec, grid
+from activation_cache.format.record import Commit, damage, shard_file
+from activation_cache.format.shard import (
+    CRC_BYTES,
+    BadShard,
+    Index,
+    check_chunks,
+    chunk_is_good,
+    decode_chunk,
+    read_index,
+)
+from activation_cache.store.base import Store
+from activation_cache.store.files import Bytes, NotARegularFile
+
 from .order import Indices
-from .record import Commit, damage, shard_file
 from .region import Region, whole_pages
-from .shard import CRC_BYTES, BadShard, Bytes, Index, check_chunks, chunk_is_good, decode_chunk, read_index
-from .store import Store
 
 Array = npt.NDArray[Any]
 

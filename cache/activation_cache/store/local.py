@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from activation_cache.errors import Damaged, DoesNotFit, FormatError, Locked, StoreError
+
 from .disk import free_bytes
-from .errors import Damaged, DoesNotFit, FormatError, Locked, StoreError
-from .files import NotARegularFile, open_regular, read_regular, require_real_folders
-from .shard import Bytes
+from .files import Bytes, NotARegularFile, open_regular, read_regular, require_real_folders
 
 TEMPORARY = re.compile(r"\.activation_cache-\d+-\d+\.tmp")  # names of files that are not whole yet
 _number = itertools.count()  # of this process's temporary files

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidSamples
-from .layout import Grid, SplitSpec, Storage
+from activation_cache.errors import InvalidSamples
+from activation_cache.format.layout import Grid, SplitSpec, Storage
 
 Array = npt.NDArray[Any]
 

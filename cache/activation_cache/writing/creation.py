@@ -9,15 +9,16 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from .canonical import Json
-from .errors import AlreadyCommitted, Damaged, FormatError, Stale
-from .key import Key, describe, differences
-from .known import contents, wipe
-from .layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, check_plan, settled
-from .quantise import Calibration
-from .record import create_plan, read_commit, read_plan
+from activation_cache.errors import AlreadyCommitted, Damaged, FormatError, Stale
+from activation_cache.format.canonical import Json
+from activation_cache.format.key import Key, describe, differences
+from activation_cache.format.layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, check_plan, settled
+from activation_cache.format.quantise import Calibration
+from activation_cache.format.record import create_plan, read_commit, read_plan
+from activation_cache.store.base import Store, open_store, sweep
+
+from .contents import contents, wipe
 from .room import Room
-from .store import Store, open_store, sweep
 from .writer import CacheWriter
 
 

@@ -15,8 +15,9 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from activation_cache.errors import FormatError
+
 from .canonical import KEY_DEPTH, Json, canonical, depth
-from .errors import FormatError
 from .expected import expected_files, shard_tail
 from .layout import FORMAT, Grid, Plan, SplitSpec, Storage, check_plan, grid, settled, shard_path
 from .quantise import CALIBRATED, Calibration

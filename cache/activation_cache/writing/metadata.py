@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import layout
-from .canonical import digest
-from .layout import Plan, SplitSpec
-from .quantise import CALIBRATED
-from .record import Entry
-from .shard import CRC_BYTES, crc32c
+from activation_cache.format import layout
+from activation_cache.format.canonical import digest
+from activation_cache.format.layout import Plan, SplitSpec
+from activation_cache.format.quantise import CALIBRATED
+from activation_cache.format.record import Entry
+from activation_cache.format.shard import CRC_BYTES, crc32c
 
 Offsets = npt.NDArray[np.int64]
 

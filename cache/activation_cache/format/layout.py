@@ -12,8 +12,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from activation_cache.errors import FormatError
+
 from .canonical import Json, digest
-from .errors import FormatError
 from .quantise import CALIBRATED, Calibration
 
 Dtype: TypeAlias = Literal["float32", "float16", "bfloat16", "uint8"]

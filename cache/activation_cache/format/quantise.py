@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidSamples
+from activation_cache.errors import InvalidSamples
 
 Array = npt.NDArray[Any]
 

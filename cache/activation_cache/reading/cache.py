@@ -15,17 +15,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from activation_cache.errors import CacheError, FormatError
+from activation_cache.format.canonical import Json, digest
+from activation_cache.format.key import Key, check_key
+from activation_cache.format.layout import PLAN, SHUFFLED_TOGETHER, SplitSpec, Storage, grid, packed, small_chunk
+from activation_cache.format.quantise import Calibration, dequantise, from_bfloat16
+from activation_cache.format.record import Commit, altered, damage, read_commit, sha256
+from activation_cache.format.shard import CRC_BYTES
+from activation_cache.store.base import Store, open_store
+
 from .batches import Allocate, Buffers, CachedBatch, as_bytes, iterate
-from .canonical import Json, digest
-from .errors import CacheError, FormatError
-from .key import Key, check_key
-from .layout import PLAN, SHUFFLED_TOGETHER, SplitSpec, Storage, grid, packed, small_chunk
 from .order import Indices, epoch_order, rank_slice, windowed_order
-from .quantise import Calibration, dequantise, from_bfloat16
-from .record import Commit, altered, damage, read_commit, sha256
-from .shard import CRC_BYTES
 from .sources import ChunkSource, Kept, PackedSource, RaggedSource, RawSource, ShardFiles, Shards
-from .store import Store, open_store
 
 Array = npt.NDArray[Any]
 

@@ -11,8 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import TypeAlias
 
+from activation_cache.errors import FormatError, Stale
+
 from .canonical import KEY_DEPTH, Json, canonical, depth
-from .errors import FormatError, Stale
 from .layout import FORMAT, Storage
 
 MOST_SHOWN = 8  # fields in a message

@@ -20,9 +20,9 @@ import numcodecs.zstd as zstd
 import numpy as np
 import numpy.typing as npt
 
-from .layout import Codec, Storage
+from activation_cache.store.files import Bytes
 
-Bytes = npt.NDArray[np.uint8]
+from .layout import Codec, Storage
 
 # How many times its size an encoded chunk can decode to. Of lz4, a byte stands for at most 255; of zstd, a block of at
 # least 4 bytes for at most 128 KiB.

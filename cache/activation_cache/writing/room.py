@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from .errors import DoesNotFit
-from .store import Store
+from activation_cache.errors import DoesNotFit
+from activation_cache.store.base import Store
 
 
 class Room:

@@ -1,0 +1,1 @@
+"""From a finished cache to samples and batches."""

@@ -1,0 +1,1 @@
+"""Creating, filling, committing, mending and removing caches."""
