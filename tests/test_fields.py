@@ -48,7 +48,7 @@ def test_every_field_is_listed_as_set_takes_it(name: str) -> None:
 def test_value_default_and_what_is_allowed() -> None:
     fields = {field.name: field for group in groups(load_recipe("stl10")) for field in group.fields}
     patience = fields["training.patience"]
-    assert (patience.value, patience.default, patience.required, patience.allowed) == (20, 10, False, "at least 1")
+    assert (patience.value, patience.default, patience.required, patience.allowed) == (20, 10, False, "1 to 1,000,000")
     assert fields["dataset.crop"].allowed == "8 to 96"
     assert fields["optimiser.learning_rate"].allowed == "above 0, at most 10"
     assert fields["cache.codec"].allowed == "none, lz4, zstd"

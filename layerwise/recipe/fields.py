@@ -90,7 +90,11 @@ def _limits(metadata: list[Any]) -> str:
         if getattr(limit, kind, None) is not None
     }
     if {"ge", "le"} <= found.keys():
-        parts = [f"{found['ge']:g} to {found['le']:g}"]
+        parts = [
+            " to ".join(
+                f"{limit:,}" if isinstance(limit, int) else f"{limit:g}" for limit in (found["ge"], found["le"])
+            )
+        ]
     else:
         words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
         parts = [f"{word} {found[kind]}" for kind, word in words.items() if kind in found]
