@@ -202,7 +202,8 @@ class Editor:
             (self.location / "record/commit.json").write_text(json.dumps(self.commit))
 
     def paths(self, inside: str) -> list[str]:
-        return sorted(path for path in self.commit["files"] if inside in path)
+        files = self.commit.get("files") if isinstance(self.commit, dict) else None  # an edit may have taken them
+        return sorted(path for path in files if inside in path) if isinstance(files, dict) else []
 
     def journal(self) -> list[str]:
         return [path for path in self.paths(".json") if path.startswith("record/train/")]
