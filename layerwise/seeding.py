@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +31,21 @@ def torch_generator(seed: int, *coordinates: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(seed, *coordinates))
 
 
-def same_bits_in_every_run() -> None:
-    """Ask torch for sums in one order: with several threads, gathering's gradient otherwise adds in whichever comes."""
+@contextmanager
+def same_bits_in_every_run() -> Iterator[None]:
+    """Ask torch for sums in one order within the block: with several threads, gathering's gradient otherwise adds in
+    whichever comes.
+    """
+    settings: Any = torch.utils.deterministic  # torch does not declare what it holds
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nothing here reads memory that it did not write, so none needs to be filled.
-    setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)  # noqa: B010 - torch does not declare it
+    settings.fill_uninitialized_memory = False  # nothing here reads memory that it did not write
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        settings.fill_uninitialized_memory = filled
 
 
 @contextmanager

@@ -93,3 +93,19 @@ def test_a_run_of_a_command_is_opened_in_python(tmp_path: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["recipe"] == "digits"
     with pytest.raises(NotReady, match="is not a run"):
         layerwise.open(tmp_path / "nothing")
+
+
+def test_the_process_is_left_as_it_was(make_setup: Callable[..., Setup]) -> None:
+    def state() -> tuple[bool, bool, bool]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.is_deterministic_algorithms_warn_only_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        )
+
+    before, within = state(), []
+    setup = make_setup(TINY)
+    setup.should_stop = lambda: within.append(state()) or False  # type: ignore[func-returns-value]
+    run_stage(setup, 1)
+    assert set(within) == {(True, True, False)}
+    assert state() == before

@@ -30,7 +30,7 @@ from layerwise.pipeline.setup import Setup, holds
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.overrides import for_stage
 from layerwise.recipe.recipe import Recipe
-from layerwise.seeding import derive_seed, same_bits_in_every_run
+from layerwise.seeding import derive_seed
 from layerwise.settings.units import size
 from layerwise.training.checkpoint import drop_checkpoint, keep_checkpoint
 from layerwise.training.feeds import Feed
@@ -98,8 +98,6 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     if len(numbers) == 1:
         recipe = for_stage(recipe, numbers[0])
     note_expected(setup)
-    if setup.device.type == "cpu":
-        same_bits_in_every_run()
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     fit = _fit(setup, recipe, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)

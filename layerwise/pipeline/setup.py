@@ -23,7 +23,7 @@ from layerwise.progress import Progress, Silent
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.loader import require_heeded
 from layerwise.recipe.recipe import Recipe
-from layerwise.seeding import derive_seed, seeded
+from layerwise.seeding import derive_seed, same_bits_in_every_run, seeded
 from layerwise.settings.base import Shape
 from layerwise.training.step import Arithmetic, Learner
 
@@ -97,7 +97,8 @@ class Setup:
 
     @contextmanager
     def held(self, purpose: str) -> Iterator[None]:
-        """Hold the run while the block works on it: locked, with its recipe noted. Blocks may lie within each other.
+        """Hold the run while the block works on it: locked, with its recipe noted, and on a CPU with sums in one order.
+        Blocks may lie within each other.
 
         Raises:
             RecipeError: a field of the recipe would be ignored.
@@ -108,14 +109,17 @@ class Setup:
             return
         require_heeded(self.recipe)
         origin = self.origin or Origin(IN_PYTHON, (), self.recipe)
-        with hold(
-            self.run,
-            purpose,
-            origin.source,
-            origin.overrides,
-            self.data_dir,
-            origin.as_written,
-            remember=self.remember,
+        with (
+            hold(
+                self.run,
+                purpose,
+                origin.source,
+                origin.overrides,
+                self.data_dir,
+                origin.as_written,
+                remember=self.remember,
+            ),
+            same_bits_in_every_run() if self.device.type == "cpu" else nullcontext(),
         ):
             self._held = True
             try:
