@@ -254,3 +254,27 @@ def test_removing_that_a_store_ended_midway_is_gone_on_with(
         use(store)
         remove(tmp_path / "cache")
         assert list(LocalStore(tmp_path / "cache").list()) == []
+
+
+class Disturbed(LocalStore):
+    """Alters the first reading of the plan, as a network does."""
+
+    reads = 0
+
+    def read(self, path: str) -> bytes:
+        data = super().read(path)
+        if path == "record/plan.json":
+            self.reads += 1
+            if self.reads == 1:
+                return data.replace(b'"name":"a-b"', b'"name":"a-c"')
+        return data
+
+
+@pytest.mark.parametrize("altered_at", [1, 2])
+def test_a_disturbed_look_does_not_leave_files_behind_that_nothing_proves_ours(tmp_path: Path, altered_at: int) -> None:
+    write(tmp_path / "cache", "uint8 views")
+    (tmp_path / "cache/record/commit.json").unlink()
+    store = Disturbed(tmp_path / "cache")
+    store.reads = 1 - altered_at  # in the look before the removal, or in the removal
+    assert remove(store) == []
+    assert list(store.list()) == []

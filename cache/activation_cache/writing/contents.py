@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -35,11 +35,13 @@ class Contents:
     """What lies at a location.
 
     ours            files that a writer made, or links in their place; the locks among them
+    splits          names of splits that files tell
     proven          whether the content of one of them says that an activation cache lies here, or lay
     is_our_folder   of a path below the location, whether a writer makes such a folder
     """
 
     ours: list[str]
+    splits: frozenset[str]
     proven: bool
     is_our_folder: Callable[[str], bool]
 
@@ -58,28 +60,37 @@ def contents(store: Store, splits: Collection[str] = ()) -> Contents:
         temporary = TEMPORARY.fullmatch(path.rpartition("/")[2])
         return bool(temporary or _COMMON.fullmatch(path)) or matches(_JOURNAL, path) or matches(_OF_SPLIT, path)
 
-    return Contents(list(filter(is_ours, listed)), proven, lambda path: matches(_FOLDER, path))
+    return Contents(list(filter(is_ours, listed)), frozenset(names), proven, lambda path: matches(_FOLDER, path))
 
 
 def is_lock(path: str) -> bool:
     return _LOCK.fullmatch(path) is not None
 
 
-def wipe(store: Store, locks: bool = False) -> list[str]:
-    """Remove the files that writers made at a location, the locks too if `locks`; returns what is left in place."""
-    found = contents(store)
+def wipe(store: Store, splits: Collection[str] = (), locks: bool = False) -> list[str]:
+    """Remove the files that writers made at a location, the locks too if `locks`; returns what is left in place.
 
-    def turn(path: str) -> int:  # without a commit record it is no cache; with a plan, wiping it can be gone on with
-        return 0 if path == COMMIT else 3 if is_lock(path) else 2 if path == PLAN else 1
-
-    for path in sorted(found.ours, key=turn):
-        if locks or not is_lock(path):
-            # A folder that holds something stays, and what it holds is listed below. A store that fails ends this here:
-            # the plan is still there, and says that what is left is ours.
-            with suppress(Damaged):
-                store.delete(path)
+    The plan goes last, once a second look finds nothing else of ours: until then it says that what is left is ours, and
+    a look at a store may have been disturbed.
+    """
+    before: list[str] = []
+    while True:
+        found = contents(store, splits)
+        splits = found.splits
+        rest = sorted((path for path in found.ours if path != PLAN and not is_lock(path)), key=COMMIT.__ne__)
+        if rest == before:  # nothing, or folders that hold something of somebody else's
+            break
+        _delete(store, rest)
+        before = rest
+    _delete(store, [PLAN, *(filter(is_lock, found.ours) if locks else ())])
     store.clear(found.is_our_folder)
     return sorted(path for path, _ in store.list() if not is_lock(path))
+
+
+def _delete(store: Store, paths: Iterable[str]) -> None:
+    for path in paths:
+        with suppress(Damaged):  # a folder that holds something: it stays, and is told
+            store.delete(path)
 
 
 def _evidence(store: Store, listed: Collection[str]) -> tuple[bool, set[str]]:

@@ -75,7 +75,7 @@ def create(
     release = store.lock(rank, world_size)
     try:
         if replace and found:
-            left = wipe(store) if found.proven else []
+            left = wipe(store, [spec.name for spec in splits]) if found.proven else []
         elif store.size(COMMIT) is not None:
             with suppress(Damaged):
                 read_commit(store)  # of another format, it cannot be opened
