@@ -42,19 +42,23 @@ class Proxy(ThreadingHTTPServer):
         self.fault: Fault = lambda number, method, path: None
         self.tags = True  # whether answers tell the entity tags
         self.counting = threading.Lock()
+        self.restarts, self.down = 0, False
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def restart(self) -> None:
-        """Kill the server, whatever it is at, and start another that has the same objects."""
+        """Kill the server, whatever it is at, and start another that has the same objects: all whose writing was
+        acknowledged, and perhaps others.
+        """
+        self.restarts, self.down = self.restarts + 1, True  # from here on nothing is acknowledged
         kept = self.server.objects()
         self.server.kill()
         self.server = Server()
         for name, content in kept.items():
             self.server.ask("PUT", f"/bucket/{quote(name)}", content)
-        self.behind = self.server.port
+        self.behind, self.down = self.server.port, False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away is nothing to report."""
@@ -72,6 +76,10 @@ class _Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         with self.server.counting:
             number, self.server.requests = self.server.requests, self.server.requests + 1
+        restarts = self.server.restarts
+        if self.server.down:
+            self._hang_up(reset=True)
+            return
         fault = self.server.fault(number, self.command, self.path)
         if fault in ("drop", "reset"):
             self._hang_up(reset=fault == "reset")
@@ -96,6 +104,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         finally:
             connection.close()
+        if self.server.down or self.server.restarts != restarts:
+            self._hang_up(reset=True)
+            return
         if fault == "lost reply":
             self._hang_up(reset=False)
             return
