@@ -57,7 +57,7 @@ class Proxy(ThreadingHTTPServer):
         self.server.kill()
         self.server = Server()
         for name, content in kept.items():
-            self.server.ask("PUT", f"/bucket/{quote(name)}", content)
+            assert self.server.ask("PUT", f"/bucket/{quote(name)}", content)[0] == 200
         self.behind, self.down = self.server.port, False
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -141,6 +141,10 @@ def _flipped(content: bytes) -> bytes:
     return bytes(changed)
 
 
+SIGNED = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+"""Without a signature the server denies objects; it does not look at what the signature is."""
+
+
 class Server:
     """An S3 server in a process of its own, with an empty bucket `bucket`."""
 
@@ -159,7 +163,7 @@ class Server:
 
     def ask(self, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.request(method, path, body)
+        connection.request(method, path, body, {"Authorization": SIGNED})
         answer = connection.getresponse()
         found = answer.status, answer.read()
         connection.close()
@@ -172,7 +176,9 @@ class Server:
         while True:
             listed = self.ask("GET", f"/bucket?list-type=2&start-after={quote(after, safe='')}")[1].decode()
             names = [unescape(name) for name in re.findall(r"<Key>(.*?)</Key>", listed)]
-            found |= {name: self.ask("GET", f"/bucket/{quote(name)}")[1] for name in names}
+            for name in names:
+                status, found[name] = self.ask("GET", f"/bucket/{quote(name)}")
+                assert status == 200, f"{name}: {status}"
             if not names or "<IsTruncated>true" not in listed:
                 return found
             after = names[-1]
