@@ -322,7 +322,7 @@ def check_an_edit(valid: dict[str, Path], folder: Path, data: st.DataObject, use
     if use == "continue":
         (location / "record/commit.json").unlink()
         for path in editor.shards()[1:2]:
-            (location / path).unlink()
+            (location / path).unlink(missing_ok=True)  # the edit may have invented it
         with bounded(f"inspect before {what}"):
             inspect(location)
         with bounded(what), writer_of(location, kind) as writer:
