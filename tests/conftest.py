@@ -38,6 +38,12 @@ TINY = Recipe(
 )
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--regenerate-golden", action="store_true", help="write the files of tests/golden anew instead of comparing"
+    )
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     """Tests run side by side; and sums in one thread are the same on every machine."""
