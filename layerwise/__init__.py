@@ -27,9 +27,14 @@ if TYPE_CHECKING:
     from layerwise.pipeline.schedule import run_all, run_stage
     from layerwise.pipeline.setup import Setup
     from layerwise.recipe.loader import load_recipe
+    from layerwise.recipe.optimisers import LARS, SGD, Adam, AdamW
     from layerwise.recipe.recipe import Recipe
 
 __all__ = [
+    "LARS",
+    "SGD",
+    "Adam",
+    "AdamW",
     "Context",
     "CrossEntropy",
     "DatasetSettings",
@@ -68,6 +73,7 @@ _HOMES = {
     "objectives.cross_entropy": ("CrossEntropy",),
     "objectives.infonce": ("PatchInfoNCE",),
     "objectives.objective": ("Context", "Objective"),
+    "recipe.optimisers": ("LARS", "SGD", "Adam", "AdamW"),
     "pipeline.probe": ("probe_module",),
     "recipe": ("DatasetSettings", "NetworkSettings", "ObjectiveSettings", "Recipe"),
     "recipe.loader": ("load_recipe",),

@@ -41,6 +41,7 @@ from layerwise.pipeline.setup import Origin, Setup
 from layerwise.progress import SILENT, Progress
 from layerwise.recipe.given import GivenData, GivenNetwork, GivenObjective, Loss
 from layerwise.recipe.loader import resolve_recipe
+from layerwise.recipe.optimisers import GivenOptimiser, optimiser_of
 from layerwise.recipe.recipe import Recipe
 from layerwise.render.progress import console_progress
 from layerwise.render.report import write_report
@@ -59,7 +60,7 @@ def train(
     validation: Dataset | None = None,
     *,
     to: str | Path,
-    optimiser: Optimiser | None = None,
+    optimiser: GivenOptimiser | None = None,
     epochs: int = 50,
     batch_size: int = 32,
     max_memory: int | str | None = None,
@@ -86,6 +87,8 @@ def train(
         train: a map-style dataset. Its samples are an input, (input, label), or a dict; `read` takes any other form.
         validation: tells when a module has converged. By default a tenth of the training samples.
         to: the folder of the run.
+        optimiser: AdamW(lr=1e-3, schedule="cosine", warmup=5, clip_norm=1.0), or Adam, SGD or LARS; or a class of
+            `torch.optim`, with its arguments in a `functools.partial`. By default Adam at 2e-4.
         epochs: the most that a module is trained; fewer where its validation loss stops falling.
         max_memory: bytes, or as "500MB": what a stage may take, by micro-batches of the same gradients.
         patches: size and stride, in pixels, of the patches of an image that the modules see one at a time.
@@ -109,7 +112,7 @@ def train(
         dataset=data,
         network=GivenNetwork.of(made),
         objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective),
-        optimiser=optimiser or Optimiser(),
+        optimiser=Optimiser() if optimiser is None else optimiser_of(optimiser),
         training=Training(batch_size=batch_size, epochs=epochs, max_memory=max_memory, **training),
         cache=CacheSettings(dtype=cache),
         feed=feed,

@@ -7,11 +7,14 @@ import layerwise
 
 def test_the_public_names():
     assert sorted(layerwise.__all__) == [
+        "Adam",
+        "AdamW",
         "Context",
         "CrossEntropy",
         "DatasetSettings",
         "Encoded",
         "Encoder",
+        "LARS",
         "Module",
         "NetworkSettings",
         "Objective",
@@ -19,6 +22,7 @@ def test_the_public_names():
         "PatchInfoNCE",
         "Recipe",
         "Run",
+        "SGD",
         "Setup",
         "Trained",
         "group_norm",

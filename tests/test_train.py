@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 from torch.utils.data import TensorDataset
 
 import layerwise as lw
@@ -104,6 +105,31 @@ def test_what_a_run_gives(tmp_path: Path) -> None:
     assert all(stage["peak_bytes"] > 0 for stage in run.memory())
     assert run.report() == tmp_path / "run/report/report.html"
     assert "module 2" in run.report().read_text()
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_process_keeps_its_own_settings_of_torch(asked: bool, tmp_path: Path) -> None:
+    settings: Any = torch.utils.deterministic
+    try:
+        torch.use_deterministic_algorithms(asked)
+        small(tmp_path / "run", epochs=1)
+        assert torch.are_deterministic_algorithms_enabled() is asked
+        assert not torch.is_deterministic_algorithms_warn_only_enabled()
+        assert settings.fill_uninitialized_memory is True
+        with pytest.raises(RuntimeError, match="stops"):
+            small(tmp_path / "other", epochs=1, objective=_stops)
+        assert torch.are_deterministic_algorithms_enabled() is asked
+        assert settings.fill_uninitialized_memory is True
+    finally:
+        torch.use_deterministic_algorithms(False)
+        settings.fill_uninitialized_memory = True
+
+
+def _stops(representations: tuple[Tensor, ...], context: lw.Context) -> Tensor:
+    if not is_fake(representations[0]):  # the prediction of memory runs the step too
+        assert torch.are_deterministic_algorithms_enabled()
+        raise RuntimeError("stops")
+    return representations[0].square().mean()
 
 
 def test_an_encoder_is_frozen_and_gives_what_the_cache_holds(tmp_path: Path) -> None:

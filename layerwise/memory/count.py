@@ -49,7 +49,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
-            return 1.0  # a fake tensor has no value; any finite one will do where only sizes matter
+            return 1.5  # a fake tensor has no value: one that is finite, and where 1 minus it may divide (NAdam)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor):

@@ -9,7 +9,7 @@ import torch
 from layerwise.objectives.objective import Context
 from layerwise.seeding import derive_seed, torch_generator
 from layerwise.training.feeds import Batch
-from layerwise.training.step import Arithmetic, Learner
+from layerwise.training.step import Arithmetic, Learner, update
 
 
 def summed_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> float:
@@ -29,6 +29,5 @@ def summed_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic
         x = encoded.output.detach()
     total.backward()
     for learner in learners:
-        learner.optimiser.step()
-        learner.optimiser.zero_grad(set_to_none=True)
+        update(learner, step)
     return total.item()

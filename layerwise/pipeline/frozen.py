@@ -27,6 +27,7 @@ from layerwise.pipeline.setup import Setup
 from layerwise.recipe.overrides import IN_STAGES, TRAINING_IN_STAGES, for_stage
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.identity import changes, changes_within, differences
+from layerwise.settings.training import Optimiser
 from layerwise.training.checkpoint import RECORD as CHECKPOINT_FILE
 from layerwise.training.checkpoint import has_checkpoint
 from layerwise.training.step import Learner
@@ -65,7 +66,7 @@ def stage_part(setup: Setup, number: int) -> dict[str, Any]:
         "manifest": {split: manifest[split] for split in ("train", "validation")},
         "network": recipe.network.through(number),
         "objective": recipe.objective.identity(),
-        "optimiser": recipe.optimiser.identity(),
+        "optimiser": _identity_of(recipe, "optimiser"),
         "training": recipe.training.identity(),
     }
     if own := {str(one): differing for one in group if (differing := _own_settings(recipe, one))}:
@@ -83,8 +84,17 @@ def stage_part(setup: Setup, number: int) -> dict[str, Any]:
 def _own_settings(recipe: Recipe, number: int) -> dict[str, Any]:
     """What is not the same for a module as for those that it is trained together with."""
     one = for_stage(recipe, number)
-    groups = ((name, getattr(recipe, name).identity(), getattr(one, name).identity()) for name in IN_STAGES)
+    groups = ((name, _identity_of(recipe, name), _identity_of(one, name)) for name in IN_STAGES)
     return {name: alone for name, common, alone in groups if alone != common}
+
+
+def _identity_of(recipe: Recipe, group: str) -> dict[str, Any]:
+    """Of a group of settings; of the optimiser, with the epochs over which its learning rate falls."""
+    settings = getattr(recipe, group)
+    if isinstance(settings, Optimiser):
+        settings = settings.lasting(recipe.training.epochs)
+    found: dict[str, Any] = settings.identity()
+    return found
 
 
 def _in_windows(setup: Setup, number: int) -> bool:

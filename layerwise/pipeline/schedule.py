@@ -102,8 +102,9 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     fit = _fit(setup, recipe, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)
     modules, facts = setup.untrained(), setup.facts
+    steps = feed.samples // recipe.training.batch_size
     learners = [
-        make_learner(fitted, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device)
+        make_learner(fitted, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device, steps)
         for number in numbers
     ]
     del modules  # the prefix and the suffix have no part in this stage
@@ -113,7 +114,6 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         drop_checkpoint(folder)
         for number in numbers:
             remove_file(setup.run.stage(number) / "stage.json")
-    steps = feed.samples // recipe.training.batch_size
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
     with (

@@ -64,18 +64,18 @@ def _rebuilt(described: JsonValue) -> Any:
     if not isinstance(described, dict):
         return described
     fields = {
-        name: _rebuilt_stages(value) if name == "stages" else _rebuilt(value)
+        name: _rebuilt_by_name(value) if name in ("stages", "arguments") else _rebuilt(value)
         for name, value in described.items()
         if name != CLASS
     }
     return _settings_class(described.get(CLASS)).model_validate(fields)
 
 
-def _rebuilt_stages(described: JsonValue) -> Any:
-    """`Recipe.stages`, in which settings may stand whole."""
+def _rebuilt_by_name(described: JsonValue) -> Any:
+    """`Recipe.stages`, in which settings may stand whole, or `Optimiser.arguments`."""
     if not isinstance(described, dict) or CLASS in described:
         return _rebuilt(described)
-    return {name: _rebuilt_stages(value) for name, value in described.items()}
+    return {name: _rebuilt_by_name(value) for name, value in described.items()}
 
 
 def _settings_class(name: JsonValue) -> type[Settings]:

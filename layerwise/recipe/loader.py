@@ -231,6 +231,8 @@ def _has_field(settings: Any, path: Sequence[str]) -> bool:
         return _has_field(for_stage(settings, int(number)), inside)
     if isinstance(settings, tuple):
         return field in map(str, range(len(settings))) and _has_field(settings[int(field)], rest)
+    if isinstance(settings, dict):
+        return not rest
     known = isinstance(settings, Settings) and field in type(settings).model_fields
     return known and _has_field(getattr(settings, field), rest)
 

@@ -97,6 +97,8 @@ def _merge(draft: _Group, part: Mapping[str, Any], above: str) -> None:
         inside = draft.fields[field]
         if isinstance(inside, _Group) and isinstance(value, Mapping):
             _merge(inside, value, f"{above}{field}.")
+        elif isinstance(inside, dict) and isinstance(value, Mapping):
+            draft.fields[field] = {**inside, **value}
         else:
             draft.fields[field] = value
 
@@ -160,6 +162,9 @@ def _put(draft: Any, path: Sequence[str], value: Any, name: str, above: str = ""
     key: Any = field
     if isinstance(draft, _Group):
         fields = draft.fields
+    elif isinstance(draft, dict) and not rest:
+        draft[field] = value
+        return
     elif isinstance(draft, list):
         fields = dict(enumerate(draft))
         key = int(field) if field.isdecimal() and len(field) < 9 else field

@@ -8,7 +8,7 @@ from typing import Any
 from layerwise.data.parts import Fraction
 from layerwise.recipe.overrides import for_stage
 from layerwise.recipe.recipe import Recipe
-from layerwise.settings.training import Probe, SpeechProbes
+from layerwise.settings.training import Optimiser, Probe, SpeechProbes
 
 
 def with_scale(recipe: Recipe, scale: float) -> Recipe:
@@ -21,6 +21,7 @@ def with_scale(recipe: Recipe, scale: float) -> Recipe:
             "dataset": Fraction(dataset=recipe.dataset, share=scale),
             "network": recipe.network.scaled(scale),
             "training": recipe.training.model_copy(update={"epochs": math.ceil(recipe.training.epochs * scale)}),
+            "optimiser": _shorter_optimiser(recipe.optimiser, scale),
             "stages": {number: _shorter_stage(recipe, number, scale) for number in recipe.stages},
             "probe": _shorter(recipe.probe, scale),
         }
@@ -36,11 +37,23 @@ def is_scaled(recipe: Recipe) -> bool:
 
 
 def _shorter_stage(recipe: Recipe, number: int, scale: float) -> dict[str, Any]:
-    own = recipe.stages[number]
-    if "epochs" not in own.get("training", {}):
-        return own
-    epochs = math.ceil(for_stage(recipe, number).training.epochs * scale)
-    return {**own, "training": {**own["training"], "epochs": epochs}}
+    own, whole = recipe.stages[number], for_stage(recipe, number)
+    if "epochs" in own.get("training", {}):
+        own = {**own, "training": {**own["training"], "epochs": math.ceil(whole.training.epochs * scale)}}
+    shorter = _shorter_optimiser(whole.optimiser, scale)
+    if "optimiser" in own and shorter != whole.optimiser:
+        own = {**own, "optimiser": shorter}
+    return own
+
+
+def _shorter_optimiser(optimiser: Optimiser, scale: float) -> Optimiser:
+    """With a schedule of the learning rate over as many times fewer epochs, or over steps as there are fewer."""
+    share = scale if optimiser.schedule_unit == "epochs" else scale**2  # of fewer samples too
+    changed = {"warmup": optimiser.warmup, "cosine_length": optimiser.cosine_length}
+    if optimiser.schedule == "step":
+        changed["step_every"] = optimiser.step_every
+    found = {name: math.ceil(value * share) for name, value in changed.items() if value is not None}
+    return optimiser.model_copy(update=found)
 
 
 def _shorter(probe: Probe | SpeechProbes, scale: float) -> Probe | SpeechProbes:

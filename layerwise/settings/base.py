@@ -22,6 +22,7 @@ MOST_CHANNELS = 2**16
 MOST_SIDE = 2**16
 MOST_SAMPLES = 2**24
 MOST_EPOCHS = 10**6
+MOST_UPDATES = 2**40
 
 
 def free(default: Any, **constraints: Any) -> Any:

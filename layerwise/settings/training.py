@@ -2,21 +2,155 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
-from layerwise.settings.base import MOST_EPOCHS, MOST_SAMPLES, Bytes, Settings, free, later
+from layerwise.settings.base import MOST_EPOCHS, MOST_SAMPLES, MOST_UPDATES, Bytes, JsonValue, Settings, free, later
+from layerwise.settings.optimiser_kinds import (
+    KINDS,
+    OF_KINDS,
+    OF_SCHEDULES,
+    Argument,
+    KindName,
+    as_spelled,
+    checked_arguments,
+    unused,
+)
+from layerwise.settings.optimiser_kinds import ScheduleName as RateScheduleName
+
+_ALWAYS_GIVEN = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")
+"""Fields of `Optimiser` that have a value in every file that holds settings: null there is damage."""
 
 
 class Optimiser(Settings):
-    """Adam (Kingma & Ba 2014)."""
+    """How weights follow gradients: an optimiser of `torch.optim` or LARS, its learning rate over time, and clipping.
 
+    Fields that the optimiser or the schedule does not use are refused where they are set. null stands for the default.
+    """
+
+    kind: Annotated[KindName, BeforeValidator(as_spelled)] = Field(
+        "Adam",
+        description="Adam (Kingma & Ba 2014), another class of torch.optim, or LARS (You et al. 2017); the other "
+        "fields keep their values, whatever is usual for it",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="size of a step; no unit")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients, each step")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of the squared gradients, each step")
     epsilon: float = Field(1e-8, gt=0, description="added to the root of that mean before it divides the step")
-    weight_decay: float = Field(0.0, ge=0, description="times the weight, added to its gradient")
+    momentum: float = Field(
+        0.0, ge=0, lt=1, description="of SGD, RMSprop and LARS: decay of the sum of the steps, each step"
+    )
+    weight_decay: float = Field(
+        0.0, ge=0, description="times the weight, added to its gradient; AdamW: times the learning rate, taken off it"
+    )
+    decay_norms_and_biases: bool = Field(
+        True, description="false: no weight decay (and with LARS no rate of their own) for norms' weights and biases"
+    )
+    arguments: dict[str, Argument | None] = Field(
+        {}, description="others, as torch names them, as in optimiser.arguments.nesterov=true"
+    )
+    clip_norm: float | None = Field(
+        None,
+        gt=0,
+        description="largest norm of the gradient of a module and its objective over the whole batch; a larger one is "
+        "scaled down to it",
+    )
+    schedule: RateScheduleName = Field(
+        "constant",
+        description="the learning rate over time: constant; cosine: down half a cosine (Loshchilov & Hutter 2016); "
+        "step: by a factor every so often",
+    )
+    warmup: int = Field(
+        0,
+        ge=0,
+        le=MOST_UPDATES,
+        description="in schedule_unit: over them the learning rate rises in a straight line (Goyal et al. 2017)",
+    )
+    schedule_unit: Literal["epochs", "steps"] = Field(
+        "epochs", description="unit of warmup, cosine_length and step_every; a step is one batch"
+    )
+    cosine_length: int | None = Field(
+        None,
+        ge=1,
+        le=MOST_UPDATES,
+        description="in schedule_unit, with the warm-up: where the cosine ends; null: at training.epochs, and then a "
+        "finished stage cannot be trained for more epochs",
+    )
+    cosine_end: float = Field(
+        0.0, ge=0, le=1, description="share of the learning rate that is left at the end of the cosine and after it"
+    )
+    step_every: int = Field(
+        30, ge=1, le=MOST_UPDATES, description="in schedule_unit, from the start: between two steps down"
+    )
+    step_factor: float = Field(0.1, gt=0, le=1, description="what each of them multiplies the learning rate by")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_default(cls, given: Any) -> Any:
+        if not isinstance(given, Mapping):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name in _ALWAYS_GIVEN}
+
+    @field_validator(*OF_KINDS)
+    @classmethod
+    def _used_by_kind(cls, value: float, info: ValidationInfo) -> float:
+        name, kind = info.field_name or "", info.data.get("kind")
+        if kind and value != cls.model_fields[name].default and (why := unused(name, value, kind)):
+            raise ValueError(why)
+        return value
+
+    @field_validator("arguments")
+    @classmethod
+    def _arguments_of_kind(cls, value: dict[str, Argument | None], info: ValidationInfo) -> dict[str, Argument]:
+        kind = info.data.get("kind")
+        return checked_arguments(kind, value) if kind else {}
+
+    @field_validator("schedule_unit", *OF_SCHEDULES)
+    @classmethod
+    def _used_by_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        name, schedule, warmup = info.field_name or "", info.data.get("schedule"), info.data.get("warmup")
+        if value == cls.model_fields[name].default or schedule is None or warmup is None:
+            return value
+        needed = OF_SCHEDULES.get(name)
+        if needed is None and schedule == "constant" and not warmup:
+            raise ValueError(f"{value} would have no effect: the learning rate is constant. Leave it out")
+        if needed not in (None, schedule):
+            raise ValueError(
+                f"{value} would have no effect with the schedule {schedule}. Leave it out (or null), or choose "
+                f"optimiser.schedule={needed}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.schedule == "cosine" and self.schedule_unit == "steps" and self.cosine_length is None:
+            raise ValueError(
+                "cosine_length is missing: with schedule_unit=steps, say after how many steps the cosine ends, as in "
+                "optimiser.cosine_length=10000"
+            )
+        nesterov = self.arguments.get("nesterov")
+        if nesterov and (self.momentum == 0 or self.arguments.get("dampening")):
+            raise ValueError("arguments.nesterov = True needs optimiser.momentum above 0, and no dampening")
+        return self
+
+    def lasting(self, epochs: int) -> Self:
+        """With the length of the cosine filled in, for a training of so many epochs."""
+        if self.schedule != "cosine" or self.cosine_length is not None:
+            return self
+        return self.model_copy(update={"cosine_length": epochs})
+
+    def identity(self, *, of_stages: bool = False) -> dict[str, JsonValue]:
+        """The fields that this optimiser uses. What is switched off, and what only others use, changes no value."""
+        always = {"version", "code", "learning_rate", "weight_decay", *KINDS[self.kind].fields}
+        fields = type(self).model_fields
+        found = {
+            name: value
+            for name, value in super().identity(of_stages=of_stages).items()
+            if name in always or value != fields[name].get_default(call_default_factory=True)
+        }
+        return {**found, "kind": type(self).__name__ if self.kind == "Adam" else self.kind}
 
 
 class Training(Settings):
@@ -61,8 +195,8 @@ class Training(Settings):
     checkpoint_every: int = free(100, ge=1, le=10**9, description="steps between checkpoints within an epoch")
     keep_checkpoint: bool = free(
         True,
-        description="keep the state of a finished training, about four times the bytes of its weights, so that it can "
-        "go on for more epochs",
+        description="keep the state of a finished training (with Adam about four times the bytes of its weights), so "
+        "that it can go on for more epochs",
     )
     micro_batch: int | None = free(
         None, ge=1, le=MOST_SAMPLES, description="samples that go through the module at once; null: the whole batch"

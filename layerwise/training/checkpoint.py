@@ -6,12 +6,12 @@ record names any more are removed afterwards, so that a kill at any moment leave
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from layerwise.errors import DamagedData, NotReady
@@ -19,11 +19,12 @@ from layerwise.files.records import CHECKPOINT, TensorsRecord, read_record
 from layerwise.files.run_files import TENSORS, is_folder
 from layerwise.files.storage import flush_directory, remove_file, write_json
 from layerwise.files.tensors import load_tensors, save_tensors
+from layerwise.settings.base import MOST_UPDATES
 from layerwise.settings.identity import changes_within
+from layerwise.training.optimisers import state_forms
 from layerwise.training.step import Learner
 
 RECORD = "checkpoint.json"
-MOST_STEPS = 2**40
 
 
 def save_checkpoint(
@@ -137,21 +138,19 @@ def _state(learners: Sequence[Learner]) -> dict[str, Tensor]:
     for learner in learners:
         for index, values in learner.optimiser.state_dict()["state"].items():
             for name, value in values.items():
-                tensors[f"{learner.number}.optimiser.{index}.{name}"] = torch.as_tensor(value)
+                if isinstance(value, Tensor):  # a state that is switched off may be None
+                    tensors[f"{learner.number}.optimiser.{index}.{name}"] = value
     return tensors
 
 
-def _optimiser_state(learner: Learner) -> dict[str, Tensor]:
-    """What Adam keeps of each weight once it has been updated: names in a checkpoint to tensors of the same form."""
-    found = {}
-    for index, weight in enumerate([*learner.module.parameters(), *learner.objective.parameters()]):
-        for name, like in (("step", torch.tensor(0.0)), ("exp_avg", weight), ("exp_avg_sq", weight)):
-            found[f"{learner.number}.optimiser.{index}.{name}"] = like.detach()
-    return found
-
-
 def _restore(learners: Sequence[Learner], path: Path, sha256: str) -> None:
-    kept = {name: tensor for learner in learners for name, tensor in _optimiser_state(learner).items()}
+    forms = {learner.number: state_forms(learner.optimiser) for learner in learners}
+    kept = {
+        f"{number}.optimiser.{index}.{name}": form
+        for number, of_weights in forms.items()
+        for index, fields in of_weights.items()
+        for name, form in fields.items()
+    }
     tensors = load_tensors(path, sha256, _weights(learners), kept)
     for learner in learners:
         for part in ("module", "objective"):
@@ -165,8 +164,16 @@ def _restore(learners: Sequence[Learner], path: Path, sha256: str) -> None:
             if name.startswith(prefix):
                 index, field = name.removeprefix(prefix).split(".")
                 state.setdefault(int(index), {})[field] = tensor
-        if any(len(fields) < 3 or not 0 <= fields["step"].item() < MOST_STEPS for fields in state.values()):
+        expected = forms[learner.number]
+        if any(fields.keys() != expected[index].keys() or not _possible(fields) for index, fields in state.items()):
             raise DamagedData(f"{path} does not hold the state of an optimiser. Delete its folder to train it again.")
         learner.optimiser.load_state_dict(
             {"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]}
         )
+
+
+def _possible(fields: Mapping[str, Tensor]) -> bool:
+    """Whether the single numbers that an optimiser keeps of a weight can be what it counted."""
+    scalars = {name: tensor.item() for name, tensor in fields.items() if tensor.ndim == 0 and tensor.numel() == 1}
+    steps = scalars.get("step", 0)
+    return all(map(math.isfinite, scalars.values())) and 0 <= steps < MOST_UPDATES

