@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.api import Encoder, Trained, open, train
+    from layerwise.api import Encoder, Trained, describe, open, train
     from layerwise.data.settings import DatasetSettings
     from layerwise.nets.group_norm import group_norm
     from layerwise.nets.module import Encoded, Module
@@ -49,6 +49,7 @@ __all__ = [
     "Run",
     "Setup",
     "Trained",
+    "describe",
     "group_norm",
     "load_frozen",
     "load_recipe",
@@ -80,7 +81,7 @@ _HOMES = {
     "pipeline.run": ("Run", "open_run"),
     "pipeline.schedule": ("run_all", "run_stage"),
     "pipeline.setup": ("Setup",),
-    "api": ("Encoder", "Trained", "open", "train"),
+    "api": ("Encoder", "Trained", "describe", "open", "train"),
 }
 
 

@@ -52,14 +52,17 @@ from layerwise.training.feeds import decoder, stacked
 if TYPE_CHECKING:
     import zarr
 
+OWN_PROBE = Probe(learning_rates=(1e-2, 1e-3), epochs=100, standardise=True)
+"""The classifier on a network of one's own, where no other is given."""
 
-def train(
+
+def describe(
     modules: Sequence[nn.Module],
     objective: ObjectiveSettings | Objective | Loss | type[nn.Module],
     train: Dataset,
     validation: Dataset | None = None,
     *,
-    to: str | Path,
+    name: str = "own",
     optimiser: GivenOptimiser | None = None,
     epochs: int = 50,
     batch_size: int = 32,
@@ -70,14 +73,15 @@ def train(
     schedule: ScheduleName = "iterative",
     cache: Literal["float32", "float16", "bfloat16", "uint8"] = "float16",
     seed: int = 0,
-    device: Literal["auto", "cpu", "cuda"] = "auto",
     read: Read | None = None,
     workers: int = 0,
     version: str = "",
-    quiet: bool = False,
+    labelled: tuple[Dataset, Dataset] | None = None,
+    probe: Probe = OWN_PROBE,
     **training: Any,
-) -> Trained:
-    """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
+) -> Recipe:
+    """A recipe of modules, data and a loss that were made in Python. In a file, as `recipe = lw.describe(…)`, every
+    command takes it: `layerwise run --recipe FILE.py`.
 
     Args:
         modules: each reads what the one before returns; `split` cuts a network into such. They stay as they are: copies
@@ -86,9 +90,7 @@ def train(
             scalar; an `Objective` or another `nn.Module` that is called so; or a class that makes one from each module.
         train: a map-style dataset. Its samples are an input, (input, label), or a dict; `read` takes any other form.
         validation: tells when a module has converged. By default a tenth of the training samples.
-        to: the folder of the run.
-        optimiser: AdamW(lr=1e-3, schedule="cosine", warmup=5, clip_norm=1.0), or Adam, SGD or LARS; or a class of
-            `torch.optim`, with its arguments in a `functools.partial`. By default Adam at 2e-4.
+        name: of its runs.
         epochs: the most that a module is trained; fewer where its validation loss stops falling.
         max_memory: bytes, or as "500MB": what a stage may take, by micro-batches of the same gradients.
         patches: size and stride, in pixels, of the patches of an image that the modules see one at a time.
@@ -99,26 +101,53 @@ def train(
         cache: the dtype in which outputs are stored.
         workers: processes that read samples.
         version: another one begins anew where data or code changed and no digest can see it.
+        labelled: two datasets with labels: a probe learns from the first and is judged on the second.
+        probe: the classifier.
         training: other fields of `Training`, such as patience=5 or precision="bf16".
 
     Raises:
-        UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
+        UsageError, RecipeError: see layerwise.errors; each message says what to do.
     """
     data = GivenData.of(train, validation, read=read, workers=workers, version=version)
     sample = MappedSplit(train, "train", seed, read=read).batch(np.array([0]), None)[0]
     made = plain_modules(modules, sample, represent, patches=patches)
-    recipe = Recipe(
-        name=re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run",
-        dataset=data,
+    return Recipe(
+        name=name,
+        dataset=data if labelled is None else data.with_labelled(*labelled),
         network=GivenNetwork.of(made),
         objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective),
         optimiser=Optimiser() if optimiser is None else optimiser_of(optimiser),
         training=Training(batch_size=batch_size, epochs=epochs, max_memory=max_memory, **training),
+        probe=probe,
         cache=CacheSettings(dtype=cache),
         feed=feed,
         schedule=schedule,
         seed=seed,
     )
+
+
+def train(
+    modules: Sequence[nn.Module],
+    objective: ObjectiveSettings | Objective | Loss | type[nn.Module],
+    train: Dataset,
+    validation: Dataset | None = None,
+    *,
+    to: str | Path,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    quiet: bool = False,
+    **settings: Any,
+) -> Trained:
+    """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
+
+    Args:
+        modules, objective, train, validation, settings: as `describe` takes them.
+        to: the folder of the run.
+
+    Raises:
+        UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run"
+    recipe = describe(modules, objective, train, validation, **{"name": name, **settings})
     run = Trained(Path(to), recipe, _device(device), quiet)
     with run.working("train") as setup:
         run_all(setup)
@@ -217,7 +246,7 @@ class Trained:
             )
         if isinstance(self.recipe.dataset, GivenData) and train is not None and test is not None:
             data = self.recipe.dataset.with_labelled(train, test)
-            settings = settings or Probe(learning_rates=(1e-2, 1e-3), epochs=100, standardise=True)
+            settings = settings or OWN_PROBE
             self.recipe = self.recipe.model_copy(update={"dataset": data})
         if settings is not None:
             self.recipe = self.recipe.model_copy(update={"probe": settings})

@@ -25,6 +25,7 @@ def test_the_public_names():
         "SGD",
         "Setup",
         "Trained",
+        "describe",
         "group_norm",
         "load_frozen",
         "load_recipe",

@@ -55,6 +55,17 @@ def named_recipe(source: str) -> str:
     return str(path)
 
 
+def trust_named_data(options: Options) -> None:
+    """Note the files of the functions that --data names, so that later commands run them when a run follows them."""
+    named = [override.partition("=")[2].strip() for override in options.set if override.startswith("dataset=")]
+    for name in named:
+        from layerwise.pipeline import trust
+        from layerwise.recipe.named_data import is_named_data, source_of
+
+        if is_named_data(name):
+            trust.trust(source_of(name), say)
+
+
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
     """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
@@ -71,9 +82,10 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
     if options.method is not None:
         options = options.override(method=options.method)
     folder = options.run_dir
+    trust_named_data(options)
     if options.recipe is None:
         folder = folder or last_run()
-        source, before, as_written = remembered_recipe(folder, say)
+        source, before, as_written = remembered_recipe(folder, say, options.set)
         overrides = [*before, *options.set]
         if options.method is not None:
             kept = [*heeded(as_written, [*before, f"method={options.method}"])[:-1], *options.set]

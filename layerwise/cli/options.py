@@ -52,6 +52,7 @@ class Options:
 
 
 FIELDS = {
+    "data": "dataset",
     "schedule": "schedule",
     "feed": "feed",
     "max_memory": "training.max_memory",
@@ -129,6 +130,14 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
             "help": "Where the dataset's files are. Default: where they were last.",
         },
     ),
+    "data": (
+        "Data",
+        {
+            "metavar": "FUNCTION",
+            "help": "A function that returns datasets of your own, as package.module:function or FILE.py:function; see "
+            "`layerwise.recipe.named_data`.",
+        },
+    ),
     "download": ("Data", {"is_flag": True, "help": "Fetch the dataset into --data-dir where it is missing."}),
     "max_memory": (
         "Memory",
@@ -167,7 +176,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
 
 RUN = ("recipe", "method", "set", "run_dir")
 """What names a run."""
-DATA = ("data_dir", "download")
+DATA = ("data_dir", "download", "data")
 MEMORY = ("max_memory", "micro_batch")
 CACHE = ("cache_budget", "cache_url", "views")
 

@@ -13,7 +13,7 @@ from layerwise.cli.outcome import emit
 
 
 @click.command(cls=Command, name="plan")
-@options(*RUN, "schedule", "feed", "device", "data_dir", *MEMORY, *CACHE)
+@options(*RUN, "schedule", "feed", "device", "data_dir", "data", *MEMORY, *CACHE)
 def command(options: Options) -> None:
     """Say what a run will take before anything runs: memory and cache of each stage, and whether they fit.
 

@@ -7,7 +7,7 @@ import sys
 import click
 
 from layerwise.cli.command import Command, Number
-from layerwise.cli.common import named_recipe, pick_device, require_data_options, stop_on_signal
+from layerwise.cli.common import named_recipe, pick_device, require_data_options, stop_on_signal, trust_named_data
 from layerwise.cli.options import DATA, Options, options
 from layerwise.cli.outcome import emit
 
@@ -61,6 +61,7 @@ def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Op
         raise UsageError(f"{what} says itself which methods and schedules to train: leave out --set {changed.pop()}")
     if scale is not None:
         options = options.override(scale=scale)
+    trust_named_data(options)
     source = named_recipe(options.recipe or DEFAULTS[what])
     recipe = resolve_recipe(source, options.set)
     require_data_options(options, recipe)

@@ -7,20 +7,26 @@ Otherwise its settings are taken from the run's recipe.json, as long as layerwis
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from layerwise.errors import DamagedData, UsageError
+from layerwise.errors import DamagedData, RecipeError, UsageError
 from layerwise.files.records import RECIPE, read_record
 from layerwise.pipeline import trust
 from layerwise.pipeline.run import IN_PYTHON, run_source
 from layerwise.recipe.as_json import AS_WRITTEN, NeedsCode, rebuild
 from layerwise.recipe.loader import read_recipe
+from layerwise.recipe.named_data import is_named_data, source_of
 from layerwise.recipe.recipe import Recipe
 
 
-def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, list[str], Recipe]:
+def remembered_recipe(
+    folder: Path, say: Callable[[str], None], asked: Sequence[str] = ()
+) -> tuple[str, list[str], Recipe]:
     """Where the recipe of a run came from, the overrides that the run was last used with, and the recipe without them.
+
+    Args:
+        asked: overrides that are to follow; a dataset among them takes the place of the run's.
 
     Raises:
         NotReady: there is no run.
@@ -29,6 +35,9 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
         DamagedData: the run's files are not what was written.
     """
     source, overrides = run_source(folder)
+    if any(override.startswith("dataset=") for override in asked):
+        overrides = [override for override in overrides if not override.startswith("dataset=")]
+    _require_known_data(folder, overrides, say)
     if source == IN_PYTHON:
         return source, overrides, _from_files(folder)
     if not source.endswith(".py"):
@@ -53,6 +62,26 @@ def remembered_recipe(folder: Path, say: Callable[[str], None]) -> tuple[str, li
         ) from error
     say(f"the recipe file {source!r} was not named on this machine: using the settings in {folder / 'recipe.json'}")
     return source, overrides, recipe
+
+
+def _require_known_data(folder: Path, overrides: Sequence[str], say: Callable[[str], None]) -> None:
+    """
+    Raises:
+        UsageError: the run's dataset is made by a function that was not named on this machine, or was edited since.
+    """
+    for name in (override.partition("=")[2].strip() for override in overrides if override.startswith("dataset=")):
+        if not is_named_data(name):
+            continue
+        try:
+            altered = trust.changes(source_of(name), say)
+        except RecipeError as error:
+            raise UsageError(f"{folder} needs its dataset: {error}. Name it anew with --data") from error
+        if altered != []:
+            why = "was not named on this machine" if altered is None else f"was edited ({', '.join(altered)})"
+            raise UsageError(
+                f"the dataset of {folder} comes from {name}, which {why}, so it is not run. If you trust it, add to "
+                f"the command: {shlex.join(['--data', name])}"
+            )
 
 
 def _from_files(folder: Path) -> Recipe:

@@ -13,7 +13,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +258,8 @@ def find_recipe(source: str) -> Path:
 
 def _execute(path: Path) -> Recipe:
     place = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]  # two recipes may have one name
+    from layerwise.seeding import seeded
+
     name = f"{RECIPE_MODULE}{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}_{place}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
@@ -265,7 +267,8 @@ def _execute(path: Path) -> Recipe:
     sys.modules[name] = module  # before it runs: its own classes look themselves up there
     _import_helpers_anew(path)
     try:
-        with _no_bytecode():  # which may be that of an edit a moment ago
+        # Weights that a recipe draws are the same each time; and bytecode may be that of an edit a moment ago.
+        with seeded(0, "recipe"), _no_bytecode():
             exec(compile(path.read_bytes(), path, "exec", dont_inherit=True), module.__dict__)
     except ValidationError as error:
         raise RecipeError(f"{str(path)!r}: {explain(error)}") from error
@@ -294,7 +297,8 @@ def _import_helpers_anew(path: Path) -> None:
     for name in _HELPERS:
         sys.modules.pop(name, None)
     for folder in _BESIDE:
-        sys.path.remove(folder)
+        with suppress(ValueError):
+            sys.path.remove(folder)
     _BESIDE.clear()
     folder = str(path.parent)
     if path.parent != recipes_folder() and folder not in sys.path:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from layerwise.errors import RecipeError
 from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.recipe.named_data import is_named_data, named_data
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.base import Settings
 from layerwise.settings.training import Optimiser, Training
@@ -40,7 +41,9 @@ def apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         if not separator or not name:
             raise RecipeError(f"--set takes key=value, as in --set objective.negatives=32; got {override!r}")
         path = name.split(".")
-        if path[0] == "stages" and path[1:]:
+        if path == ["dataset"] and is_named_data(text):
+            draft.fields["dataset"] = _draft(named_data(text))
+        elif path[0] == "stages" and path[1:]:
             _put_in_stage(draft.fields["stages"], path[1:], _value(text), name)
         else:
             _put(draft, path, _value(text), name)
@@ -148,11 +151,14 @@ class _Group:
 
     kind: type[Settings]
     fields: dict[str, Any]
+    held: dict[str, Any]
+    """Objects that came with the settings and are no fields, such as datasets that were made in Python."""
 
 
 def _draft(value: Any) -> Any:
     if isinstance(value, Settings):
-        return _Group(type(value), {name: _draft(getattr(value, name)) for name in type(value).model_fields})
+        fields = {name: _draft(getattr(value, name)) for name in type(value).model_fields}
+        return _Group(type(value), fields, dict(value.__pydantic_private__ or {}))
     return [_draft(item) for item in value] if isinstance(value, tuple) else deepcopy(value)
 
 
@@ -202,9 +208,12 @@ def _build(draft: Any, above: str) -> Any:
         return draft
     values = {name: _build(value, f"{above}{name}.") for name, value in draft.fields.items()}
     try:
-        return draft.kind.model_validate(values)
+        built = draft.kind.model_validate(values)
     except ValidationError as error:
         raise RecipeError(explain(error, above)) from error
+    if draft.held:
+        built.__pydantic_private__ = draft.held
+    return built
 
 
 def explain(error: ValidationError, above: str = "") -> str:

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from layerwise.cli import main
 
 RUN = {"recipe", "method", "set", "run-dir"}
-DATA = {"data-dir", "download"}
+DATA = {"data-dir", "download", "data"}
 MEMORY = {"max-memory", "micro-batch"}
 CACHE = {"cache-budget", "cache-url", "views"}
 OFFERED = {
@@ -19,7 +19,7 @@ OFFERED = {
     "stage": {"fresh", "device", *RUN, *DATA, *MEMORY, *CACHE},
     "cache": {"module", "repair", "prune", "yes", "device", *RUN, *DATA, *CACHE},
     "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
-    "plan": {"schedule", "feed", "device", "data-dir", *RUN, *MEMORY, *CACHE},
+    "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
     "reproduce": {"scale", "seeds", "fresh", "recipe", "set", "run-dir", "device", *DATA},
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},

@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -95,6 +96,8 @@ def test_transparent_parts_are_white() -> None:
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "CMYK", "YCbCr", "P"])
 def test_other_ways_to_write_white(mode: str) -> None:
+    if mode == "YCbCr" and int(PIL.__version__.split(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read the YCbCr pictures that it writes")
     white = {"CMYK": (0, 0, 0, 0), "YCbCr": (255, 128, 128)}.get(mode, "white")
     content = encoded(Image.new(mode, (2, 2), white), "TIFF" if mode in ("CMYK", "YCbCr") else "PNG")
     assert (pixels(content) == 255).all()

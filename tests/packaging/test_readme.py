@@ -55,6 +55,21 @@ def test_the_network_of_ones_own_trains(tmp_path: Path, monkeypatch: pytest.Monk
     assert encoder(torch.rand(2, 3, 64, 64)).shape == (2, 256, 7, 7)
 
 
+def test_the_described_recipe_is_one() -> None:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    import layerwise as lw
+
+    (example,) = (example for example in EXAMPLES if "lw.describe(" in example)
+    data = TensorDataset(torch.rand(20, 4), torch.arange(20) % 2)
+    layers = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)]
+    names = {"lw": lw, "modules": layers, "objective": lw.CrossEntropy()}
+    names |= dict.fromkeys(("pictures", "labelled", "test"), data)
+    exec(example, names)
+    assert isinstance(names["recipe"], lw.Recipe)
+
+
 def test_every_file_that_is_named_is_there() -> None:
     linked = re.findall(r"\]\(([^)#]+)\)", README)
     named = re.findall(r"^(?:  )?([a-z_]+(?:/[a-z_]+)*(?:\.py|/))", README, re.M)
