@@ -24,12 +24,13 @@ from torch import Tensor, nn
 
 import activation_cache
 from layerwise.data.mapped import Dataset, MappedSplit, Read
-from layerwise.errors import UsageError
+from layerwise.errors import ProcessLost, UsageError
 from layerwise.nets.module import Module
 from layerwise.nets.plain import Represent, plain_modules
 from layerwise.objectives.objective import Objective
 from layerwise.objectives.settings import ObjectiveSettings
 from layerwise.pipeline.expected import note_expected
+from layerwise.pipeline.following import follow, leading
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
@@ -48,6 +49,7 @@ from layerwise.render.report import write_report
 from layerwise.settings.choices import FeedName, ScheduleName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, Training
 from layerwise.training.feeds import decoder, stacked
+from layerwise.training.ranks import ALONE, Ranks, joined, local_device
 
 if TYPE_CHECKING:
     import zarr
@@ -139,6 +141,9 @@ def train(
 ) -> Trained:
     """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
 
+    Under torchrun every process makes this call, and they train together; the first one writes and prints. What is
+    called on the run afterwards belongs to the first process: `if int(os.environ.get("RANK", 0)) == 0:`.
+
     Args:
         modules, objective, train, validation, settings: as `describe` takes them.
         to: the folder of the run.
@@ -149,8 +154,12 @@ def train(
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run"
     recipe = describe(modules, objective, train, validation, **{"name": name, **settings})
     run = Trained(Path(to), recipe, _device(device), quiet)
-    with run.working("train") as setup:
-        run_all(setup)
+    ranks = joined(run.device)
+    if ranks.first:
+        with leading(ranks), run.working("train", ranks) as setup:
+            run_all(setup)
+    elif follow(ranks, lambda _: run.setup_of(ranks)):
+        raise ProcessLost("the first process of this training ended with an error, which it has told")
     return run
 
 
@@ -183,7 +192,7 @@ def open(
 def _device(name: str) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError('device="cuda": this machine has no usable CUDA device. Choose "cpu" or "auto"')
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return local_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 class Trained:
@@ -202,19 +211,19 @@ class Trained:
         self._data_dir, self._origin = data_dir, origin
 
     def __repr__(self) -> str:
-        setup = self._setup()
+        setup = self.setup_of()
         return f"<run {self.folder}: {setup.depth} modules, {type(self.recipe.objective).__name__}>"
 
     def encoder(self, through: int | None = None) -> Encoder:
         """Modules 1 to `through` (by default all), frozen, in evaluation mode, on the run's device."""
-        setup = self._setup()
+        setup = self.setup_of()
         number = setup.depth if through is None else through
         setup.require_module(number)
         return Encoder(load_frozen(setup, number))
 
     def cache(self, module: int) -> dict[str, CachedSplit]:
         """What a module gave for each sample of "train" and "validation"."""
-        setup = self._setup()
+        setup = self.setup_of()
         location = setup.run.cache(module)
         return {name: CachedSplit(split, location) for name, split in open_cache(setup, module).splits.items()}
 
@@ -258,14 +267,14 @@ class Trained:
 
     def history(self) -> list[dict[str, Any]]:
         """For each module its `module` number and `curve`: epoch, step, loss and validation_loss in nats."""
-        stages = collect(self._setup())["stages"]
+        stages = collect(self.setup_of())["stages"]
         return [{"module": stage["module"], "curve": stage["curve"]} for stage in stages]
 
     def memory(self) -> list[dict[str, Any]]:
         """For each training its `modules`, `peak_bytes`, whether that was "measured" or "predicted" (`peak_kind`), and
         its time in seconds.
         """
-        found: list[dict[str, Any]] = collect(self._setup())["trainings"]
+        found: list[dict[str, Any]] = collect(self.setup_of())["trainings"]
         return found
 
     def report(self) -> Path:
@@ -274,16 +283,17 @@ class Trained:
             return write_report(collect(setup), setup.run.report)
 
     @contextmanager
-    def working(self, purpose: str) -> Iterator[Setup]:
+    def working(self, purpose: str, ranks: Ranks = ALONE) -> Iterator[Setup]:
         """The run, held while the block runs."""
         with console_progress(sys.stderr) as console:
-            setup = self._setup(SILENT if self._quiet else console)
+            setup = self.setup_of(ranks, SILENT if self._quiet else console)
             setup.writes = True
             with setup.held(purpose):
                 yield setup
                 note_expected(setup)
 
-    def _setup(self, progress: Progress = SILENT) -> Setup:
+    def setup_of(self, ranks: Ranks = ALONE, progress: Progress = SILENT) -> Setup:
+        """What works on the run, in one process or as one of several."""
         return Setup(
             open_run(self.folder, self.recipe),
             self.device,
@@ -292,6 +302,7 @@ class Trained:
             writes=False,
             measure_threads=True,
             origin=self._origin,
+            ranks=ranks,
         )
 
 

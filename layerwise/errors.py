@@ -9,7 +9,8 @@
     ├── Diverged                       1   the loss became NaN or infinite
     ├── DamagedData                   65   a file is not what it was when it was written
     ├── RunLocked                     73   another process holds the run
-    └── StoppedEarly                  75   interrupted, everything saved, resumable
+    ├── StoppedEarly                  75   interrupted, everything saved, resumable
+    └── ProcessLost                   75   another process of the same training ended; resumable
 
 A message says what was asked, what was found and what to do. `assert` is for our own mistakes.
 """
@@ -56,6 +57,10 @@ class RunLocked(LayerwiseError):
 
 
 class StoppedEarly(LayerwiseError):
+    exit_code = 75
+
+
+class ProcessLost(LayerwiseError):
     exit_code = 75
 
 

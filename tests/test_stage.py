@@ -314,7 +314,7 @@ def test_what_cannot_begin_destroys_nothing(make_setup):
 
 
 def test_a_validation_loss_that_is_not_finite_is_not_an_improvement(make_setup, monkeypatch):
-    monkeypatch.setattr("layerwise.training.stage.validate", lambda learners, feed, arithmetic: [float("nan")])
+    monkeypatch.setattr("layerwise.training.stage.validate", lambda *_: [float("nan")])
     with pytest.raises(Diverged, match="module 1 is nan"):
         run_stage(make_setup(), 1)
 

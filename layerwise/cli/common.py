@@ -7,10 +7,10 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from layerwise.cli.options import Options
 from layerwise.cli.outcome import interruption_as_error, say
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from layerwise.pipeline.run import Run
     from layerwise.pipeline.setup import Setup
     from layerwise.recipe.recipe import Recipe
+    from layerwise.training.ranks import Ranks
 
 
 def run_folder(options: Options) -> Path:
@@ -68,7 +69,50 @@ def trust_named_data(options: Options) -> None:
 
 @contextmanager
 def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterator[Setup]:
-    """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM."""
+    """The run that the options name, held while the command works, stoppable by SIGINT and SIGTERM.
+
+    Of several processes, as torchrun starts them, only the first returns from here; the others help it, and exit.
+    """
+    from layerwise.training.ranks import ALONE, is_follower, joined
+
+    if not writes:  # quickly done by one
+        if is_follower():
+            sys.exit()
+        ranks = ALONE
+    else:
+        ranks = joined(pick_device(options.device))
+        if not ranks.first:
+            _follow(ranks)
+    from layerwise.pipeline.following import leading
+
+    with leading(ranks), _held_setup(options, ranks, purpose, writes) as setup:
+        yield setup
+
+
+def _follow(ranks: Ranks) -> NoReturn:
+    """Help the first process until it ends, and end with its exit code."""
+    from layerwise.pipeline.following import follow
+    from layerwise.pipeline.remembered import settings_in
+    from layerwise.pipeline.run import IN_PYTHON, open_run
+    from layerwise.pipeline.setup import Setup
+    from layerwise.recipe.loader import read_recipe, resolve_recipe
+
+    with stop_on_signal() as stopping, stopping.at_steps():
+
+        def make_setup(begun: Mapping[str, Any]) -> Setup:
+            folder, source = Path(begun["folder"]), begun["source"]
+            as_written = settings_in(folder) if source == IN_PYTHON else read_recipe(source)
+            run = open_run(folder, resolve_recipe(as_written, begun["overrides"]))
+            data_dir = None if begun["data_dir"] is None else Path(begun["data_dir"])
+            device = pick_device(begun["device"])
+            return Setup(run, device, data_dir, should_stop=stopping, writes=False, measure_threads=True, ranks=ranks)
+
+        code = follow(ranks, make_setup)
+    sys.exit(code)
+
+
+@contextmanager
+def _held_setup(options: Options, ranks: Ranks, purpose: str, writes: bool) -> Iterator[Setup]:
     from layerwise.pipeline.expected import note_expected
     from layerwise.pipeline.remembered import remembered_recipe
     from layerwise.pipeline.run import RUNS, last_run, open_run, run_name
@@ -124,9 +168,20 @@ def setup_for(options: Options, *, purpose: str, writes: bool = True) -> Iterato
             measure_threads=True,
             asked=words,
             origin=Origin(source, tuple(overrides), as_written),
+            ranks=ranks,
             remember=True,
         )
         with setup.held(purpose):
+            ranks.told(
+                {
+                    "do": "begin",
+                    "folder": str(folder),
+                    "source": source,
+                    "overrides": overrides,
+                    "data_dir": None if data_dir is None else str(data_dir),
+                    "device": options.device,
+                }
+            )
             yield setup
             if writes and setup.knows_dataset:
                 note_expected(setup)
@@ -184,10 +239,11 @@ def pick_device(name: str) -> Any:
     import torch
 
     from layerwise.errors import UsageError
+    from layerwise.training.ranks import local_device
 
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine has no usable CUDA device. Use --device cpu, or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return local_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

@@ -63,10 +63,38 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
     with cache_errors(setup, number), _begin(setup, number, splits, calibration) as writer:
         whole = sum(setup.facts.sizes[name] for name, _ in writer.tracks())
         left = sum(len(part) for name, view in writer.tracks() for part in writer.pending(name, view))
-        if left < whole:
+        if left < whole and setup.ranks.alone:  # else this is one process's share
             setup.progress.note(f"cache of module {number}: resuming at sample {whole - left + 1:,} of {whole:,}")
+        setup.ranks.told({"do": "cache", "number": number, "splits": [spec.name for spec in splits]})
         _fill(setup, number, writer, outputs)
+        setup.ranks.wait()  # until the others have closed their writers
+        writer.commit()
     return open_cache(setup, number)
+
+
+def help_to_cache(setup: Setup, job: Mapping[str, Any]) -> None:
+    """Compute this process's share of a cache that the first process has begun, and commits."""
+    _help_to_cache(setup, job["number"], job["splits"])
+
+
+@with_its_threads
+def _help_to_cache(setup: Setup, number: int, names: Collection[str]) -> None:
+    outputs = _outputs(setup, number, names)
+    with (
+        cache_errors(setup, number),
+        activation_cache.create(
+            setup.run.cache(number),
+            cache_key(setup, number),
+            [_layout(setup, outputs, name) for name in names],
+            storage(setup),
+            rank=setup.ranks.rank,
+            world_size=setup.ranks.world,
+            budget=setup.recipe.cache.budget,
+            threads=0 if setup.device.type == "cpu" else 1,
+        ) as writer,
+    ):
+        _fill(setup, number, writer, outputs)
+    setup.ranks.wait()
 
 
 def _settle_place(setup: Setup, number: int) -> None:
@@ -104,6 +132,7 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         calibration=calibration,
         reserve=reserve,
         budget=setup.recipe.cache.budget,
+        world_size=setup.ranks.world,
         threads=0 if setup.device.type == "cpu" else 1,  # a module's own threads keep every core of a CPU busy
     )
     if found.state == "damaged":
@@ -150,6 +179,7 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
         with activation_cache.repair(location, key, budget=setup.recipe.cache.budget) as writer:
             names = {name for name, _ in writer.tracks()}
             written = _fill(setup, number, writer, _outputs(setup, number, names))
+            writer.commit()
         slots = mend_window(setup, number)
     open_cache(setup, number)
     return {"module": number, "damaged": damaged, "samples": written, "slots": slots}
@@ -187,7 +217,7 @@ def _lasting(setup: Setup, split: str, labels: Mapping[str, Tensor]) -> dict[str
 
 
 def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
-    """Append what the writer still waits for, and commit; returns how many samples that was."""
+    """Append what the writer still waits for; returns how many samples that was."""
     todo = [(name, view, part) for name, view in writer.tracks() for part in writer.pending(name, view)]
     total = sum(len(part) for _, _, part in todo)
     ragged = {name: outputs.shape(name).ragged for name, _, _ in todo}
@@ -210,7 +240,6 @@ def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
                 )
             if at == part.stop:
                 break
-    writer.commit()
     setup.progress.end()
     return total
 

@@ -7,7 +7,7 @@ from functools import partial
 
 import activation_cache
 from activation_cache import SplitSpec, Window
-from layerwise.errors import NotReady, WillNotFit
+from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.pipeline.frozen import load_frozen, require_stages
 from layerwise.pipeline.module_cache import (
     as_stored,
@@ -21,7 +21,7 @@ from layerwise.pipeline.module_cache import (
 )
 from layerwise.pipeline.rolling import WindowFeed, filling, read_rolling, rolls
 from layerwise.pipeline.setup import Setup
-from layerwise.training.feeds import HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
+from layerwise.training.feeds import ALL, HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 
 
 def stage_inputs(setup: Setup, number: int) -> Feed:
@@ -31,9 +31,10 @@ def stage_inputs(setup: Setup, number: int) -> Feed:
         NotReady: a module below is not frozen, or its cache is not there, with the command that mends it.
     """
     if number == 1:
-        return DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(1))
+        return DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(1), part=setup.part)
     require_stages(setup, number - 1)
-    return cached_inputs(setup, number) if setup.recipe.feed == "cache" else _recomputed(setup, number)
+    read = cached_inputs if setup.recipe.feed == "cache" else _recomputed
+    return read(setup, number, setup.part)
 
 
 def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
@@ -48,8 +49,12 @@ def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     return _recomputed(setup, number)
 
 
-def cached_inputs(setup: Setup, number: int) -> Feed:
-    """What stage `number` reads from the cache below it: all of it, or a window that rolls."""
+def cached_inputs(setup: Setup, number: int, part: slice = ALL) -> Feed:
+    """What stage `number` reads from the cache below it: all of it, or a window that rolls.
+
+    Args:
+        part: which samples of each training batch are read.
+    """
     below = number - 1
     cache, batch_size = open_cache(setup, below), setup.recipe.training.batch_size
     mend = f"{cache_command(setup, below)} --repair"
@@ -60,7 +65,12 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
                 f"the cache of module {below} takes {found.bytes:,} bytes, more than the budget of "
                 f"{setup.recipe.cache.budget:,}. Write it again as a window with: {cache_command(setup, below)}"
             )
-        return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
+        return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend, part=part)
+    if part != ALL:
+        raise UsageError(
+            f"the cache of module {below} is a window that rolls, which several processes cannot share: start one "
+            "process, allow the whole cache with --cache-budget, or read none with --set feed=recompute"
+        )
     rolling = read_rolling(setup, below)
     if rolling is None:
         raise NotReady(
@@ -95,9 +105,9 @@ def cached_inputs(setup: Setup, number: int) -> Feed:
     return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve, slot_budget)
 
 
-def _recomputed(setup: Setup, number: int) -> Feed:
-    recipe = setup.recipe
-    source = DatasetFeed(setup.splits, recipe.training.batch_size, setup.order_seed(number), views=recipe.cache.views)
+def _recomputed(setup: Setup, number: int, part: slice = ALL) -> Feed:
+    recipe, views = setup.recipe, setup.recipe.cache.views
+    source = DatasetFeed(setup.splits, recipe.training.batch_size, setup.order_seed(number), views=views, part=part)
     if number == 1:
         return source
     limited = recipe.training.micro_batch is not None or recipe.training.max_memory is not None

@@ -39,7 +39,7 @@ def remembered_recipe(
         overrides = [override for override in overrides if not override.startswith("dataset=")]
     _require_known_data(folder, overrides, say)
     if source == IN_PYTHON:
-        return source, overrides, _from_files(folder)
+        return source, overrides, settings_in(folder)
     if not source.endswith(".py"):
         return source, overrides, read_recipe(source)
     altered = trust.changes(Path(source), say)
@@ -52,7 +52,7 @@ def remembered_recipe(
             f"Name it again with: {trust.name_again(source, overrides, folder)}"
         )
     try:
-        recipe = _from_files(folder)
+        recipe = settings_in(folder)
     except NeedsCode as error:
         here = source if Path(source).is_file() else "PATH.py"
         raise UsageError(
@@ -84,8 +84,9 @@ def _require_known_data(folder: Path, overrides: Sequence[str], say: Callable[[s
             )
 
 
-def _from_files(folder: Path) -> Recipe:
-    """
+def settings_in(folder: Path) -> Recipe:
+    """The recipe of a run as its recipe.json has it, which needs no code of the user's.
+
     Raises:
         NeedsCode: the run's recipe.json does not say all of it.
         DamagedData: it says what no recipe can be.

@@ -149,6 +149,9 @@ class WindowFeed(Feed):
             raise NotReady("the window holds a part of the training samples only, and no order of them")
         yield from self._fixed.in_order(split, view, start)
 
+    def samples_of(self, split: str) -> int:
+        return self._fixed.samples_of(split)
+
     def shape(self, split: str) -> SampleShape:
         return self._fixed.shape("validation")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
@@ -27,6 +27,7 @@ from layerwise.pipeline.plan import require_fit
 from layerwise.pipeline.probe import probe_fixed, probe_module
 from layerwise.pipeline.room import unsettled
 from layerwise.pipeline.setup import Setup, holds
+from layerwise.progress import SILENT
 from layerwise.recipe.learner import make_learner
 from layerwise.recipe.overrides import for_stage
 from layerwise.recipe.recipe import Recipe
@@ -36,6 +37,7 @@ from layerwise.training.checkpoint import drop_checkpoint, keep_checkpoint
 from layerwise.training.feeds import Feed
 from layerwise.training.noise import NoisyFeed
 from layerwise.training.stage import train
+from layerwise.training.step import Learner
 from layerwise.training.threads import threads_restored
 
 
@@ -58,11 +60,15 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
         feed = stage_inputs(setup, number)
     except NotReady as error:
         raise _of_the_lowest(setup, number, error) from error
-    noise = for_stage(setup.recipe, number).training.noise
-    if number > 1 and noise > 0:
-        feed = NoisyFeed(feed, noise, derive_seed(setup.recipe.seed, "noise", number))
-    _train_and_freeze(setup, [number], feed, fresh)
+    _train_and_freeze(setup, [number], _noisy(setup, number, feed), fresh)
     return require_stage(setup, number)
+
+
+def _noisy(setup: Setup, number: int, feed: Feed) -> Feed:
+    noise = for_stage(setup.recipe, number).training.noise
+    if number == 1 or noise == 0:
+        return feed
+    return NoisyFeed(feed, noise, derive_seed(setup.recipe.seed, "noise", number))
 
 
 def _of_the_lowest(setup: Setup, number: int, error: NotReady) -> NotReady:
@@ -101,13 +107,8 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
     fit = _fit(setup, recipe, numbers, title)
     fitted = recipe if fit is None else fit.applied(recipe)
-    modules, facts = setup.untrained(), setup.facts
     steps = feed.samples // recipe.training.batch_size
-    learners = [
-        make_learner(fitted, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device, steps)
-        for number in numbers
-    ]
-    del modules  # the prefix and the suffix have no part in this stage
+    learners = _learners(setup, fitted, numbers, steps)
     made_from = stage_identity(setup, numbers[-1])
     before = None if fresh else frozen_weights(setup, numbers)
     if fresh:  # only now that nothing stands in the way of training anew
@@ -116,6 +117,7 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             remove_file(setup.run.stage(number) / "stage.json")
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
+    setup.ranks.told({"do": "train", "numbers": list(numbers), "micro_batch": fitted.training.micro_batch})
     with (
         closing(feed),
         memory.peak(setup.device, fit) as peak,
@@ -161,6 +163,33 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             f"{title}: other weights than before, so what was made from them is stale. Make it "
             f"again with: {'; '.join(stale)}"
         )
+
+
+def help_to_train(setup: Setup, job: Mapping[str, Any]) -> None:
+    """Take this process's part in the training that the first process leads, which alone writes what comes of it."""
+    numbers, recipe = job["numbers"], setup.recipe
+    if len(numbers) == 1:
+        recipe = for_stage(recipe, numbers[0])
+    with closing(_noisy(setup, numbers[0], stage_inputs(setup, numbers[0]))) as feed, threads_restored():
+        train(
+            _learners(setup, recipe, numbers, feed.samples // recipe.training.batch_size),
+            feed,
+            recipe.training,
+            replace(setup.arithmetic, micro_batch=job["micro_batch"]),
+            setup.run.training(numbers),
+            stage_identity(setup, numbers[-1]),
+            SILENT,
+            setup.should_stop,
+            measure_threads=setup.measure_threads,
+        )
+
+
+def _learners(setup: Setup, recipe: Recipe, numbers: Sequence[int], steps: int) -> list[Learner]:
+    modules, facts = setup.untrained(), setup.facts  # of which the prefix and the suffix have no part in this stage
+    return [
+        make_learner(recipe, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device, steps)
+        for number in numbers
+    ]
 
 
 def _fit(setup: Setup, recipe: Recipe, numbers: Sequence[int], title: str) -> memory.Fit | None:

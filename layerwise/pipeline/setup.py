@@ -25,6 +25,7 @@ from layerwise.recipe.loader import require_heeded
 from layerwise.recipe.recipe import Recipe
 from layerwise.seeding import derive_seed, same_bits_in_every_run, seeded
 from layerwise.settings.base import Shape
+from layerwise.training.ranks import ALONE, Ranks
 from layerwise.training.step import Arithmetic, Learner
 
 
@@ -76,6 +77,8 @@ class Setup:
     """The options of the command at work that choose recipe, settings and data, word by word."""
     origin: Origin | None = None
     """None: the recipe was made in Python."""
+    ranks: Ranks = ALONE
+    """The processes that train together."""
     remember: bool = False
     """Whether the run becomes the one that was used last, which commands use that name none."""
     _held: bool = field(default=False, init=False)
@@ -287,8 +290,14 @@ class Setup:
 
     @property
     def arithmetic(self) -> Arithmetic:
-        training = self.recipe.training
-        return Arithmetic(self.device, training.precision, training.micro_batch, self.recipe.seed, training.loss_group)
+        """Of trainings, which all processes share."""
+        training, seed = self.recipe.training, self.recipe.seed
+        return Arithmetic(self.device, training.precision, training.micro_batch, seed, training.loss_group, self.ranks)
+
+    @property
+    def part(self) -> slice:
+        """The samples of each training batch that this process takes."""
+        return slice(None) if self.ranks.alone else self.arithmetic.part(self.recipe.training.batch_size)
 
     def order_seed(self, number: int) -> int:
         """Seed of the order in which a stage sees its samples, whatever feeds it."""

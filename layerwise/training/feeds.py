@@ -36,6 +36,7 @@ def as_stored(inputs: Tensor) -> Tensor:
 
 
 HOST = torch.device("cpu")
+ALL = slice(None)
 _AT_ONCE = 1 << 20  # numbers that are dequantised at a time, so that what lies between stays in the caches
 
 
@@ -49,9 +50,18 @@ class Batch:
     ids: Sequence[str] = ()
     decode: Callable[[Tensor], Tensor] = as_stored
     """From what is stored to float inputs, on the device: de-quantises."""
+    begin: int = 0
+    """Number of the first of these samples in the whole batch, of which they may be one process's part."""
+    whole: int | None = None
+    """Samples of the whole batch; None: these are all."""
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
+
+    @property
+    def total(self) -> int:
+        """Samples of the whole batch."""
+        return len(self) if self.whole is None else self.whole
 
     def behind(self, count: int) -> Batch:
         """Without its first `count` samples."""
@@ -96,6 +106,10 @@ class Feed(ABC):
     def shape(self, split: str) -> SampleShape:
         """What one input of a split is like."""
 
+    @abstractmethod
+    def samples_of(self, split: str) -> int:
+        """How many samples a split that can be read in order has."""
+
     def close(self) -> None:  # noqa: B027 - most have nothing to end
         """End whatever works in the background."""
 
@@ -103,8 +117,12 @@ class Feed(ABC):
 class DatasetFeed(Feed):
     """Samples of a dataset; training views are fresh in every epoch unless `views` fixes their number."""
 
-    def __init__(self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None) -> None:
+    def __init__(
+        self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None, part: slice = ALL
+    ) -> None:
+        """`part`: which samples of each training batch are read, those of this process."""
         self._splits, self._batch_size, self._seed, self._views = splits, batch_size, seed, views
+        self._part = part
         self.samples = len(splits.train)
         require_full_batch(self.samples, batch_size)
 
@@ -115,12 +133,17 @@ class DatasetFeed(Feed):
         order = epoch_order(self.samples, self._seed, epoch)
         whole = self.samples // self._batch_size
         view = epoch if self._views is None else epoch % self._views
-        yield from self._read("train", np.split(order[: whole * self._batch_size], whole)[start:], view)
+        batches = np.split(order[: whole * self._batch_size], whole)[start:]
+        parts = [batch[self._part] for batch in batches]
+        yield from map(part_of(self._part, self._batch_size), self._read("train", parts, view))
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         indices = np.arange(start, len(self._splits.named()[split]))
         size = 1 if self.shape(split).ragged else self._batch_size
         yield from self._read(split, [indices[i : i + size] for i in range(0, len(indices), size)], view)
+
+    def samples_of(self, split: str) -> int:
+        return len(self._splits.named()[split])
 
     def shape(self, split: str) -> SampleShape:
         chosen = self._splits.named()[split]
@@ -161,6 +184,9 @@ class RecomputeFeed(Feed):
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         yield from map(self.encode, self._source.in_order(split, view, start))
 
+    def samples_of(self, split: str) -> int:
+        return self._source.samples_of(split)
+
     def shape(self, split: str) -> SampleShape:
         sizes, ragged = self._source.shape(split)
         with torch.no_grad():
@@ -178,7 +204,7 @@ class RecomputeFeed(Feed):
             for begin in range(few, len(batch), few):
                 chunk = slice(begin, begin + few)
                 outputs[chunk] = self._through(batch.inputs_on(self._device, chunk))
-        return Batch(outputs, batch.labels, batch.ids)
+        return Batch(outputs, batch.labels, batch.ids, begin=batch.begin, whole=batch.whole)
 
     def _through(self, x: Tensor) -> Tensor:
         for module in self._prefix:
@@ -189,10 +215,14 @@ class RecomputeFeed(Feed):
 class CacheFeed(Feed):
     """Outputs of the frozen modules below, read from an activation cache."""
 
-    def __init__(self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "") -> None:
-        """`mend`: the command that repairs the cache, for messages."""
+    def __init__(
+        self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "", part: slice = ALL
+    ) -> None:
+        """`mend`: the command that repairs the cache, for messages; `part`: which samples of each training batch are
+        read, those of this process.
+        """
         self._cache, self._batch_size, self._seed, self._device = cache, batch_size, seed, device
-        self._mend = mend
+        self._mend, self._part = mend, part
         if "train" in cache.splits:
             self.samples = cache.splits["train"].samples
             require_full_batch(self.samples, batch_size)
@@ -208,11 +238,13 @@ class CacheFeed(Feed):
             epoch=epoch,
             start=start,
             view=epoch % split.views,
+            within=self._part,
             threads=_readers(),
             allocate=pinned if self._device.type == "cuda" else np.empty,
         )
+        part = part_of(self._part, self._batch_size)
         with self._damage_named():
-            yield from map(batch_of(split, self._device), found)
+            yield from map(part, map(batch_of(split, self._device), found))
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         chosen = self._cache.splits[split]
@@ -242,10 +274,21 @@ class CacheFeed(Feed):
         except CacheError as error:  # such as an object store that fails
             raise NotReady(str(error)) from error
 
+    def samples_of(self, split: str) -> int:
+        return self._cache.splits[split].samples
+
     def shape(self, split: str) -> SampleShape:
         chosen = self._cache.splits[split]
         sizes = tuple(chosen.longest or 0 if size is None else size for size in chosen.shape)
         return SampleShape(sizes, chosen.longest is not None)
+
+
+def part_of(part: slice, batch_size: int) -> Callable[[Batch], Batch]:
+    """Says of a batch that it is this part of one of `batch_size` samples."""
+    if part == ALL:
+        return lambda batch: batch
+    begin, _, _ = part.indices(batch_size)
+    return lambda batch: replace(batch, begin=begin, whole=batch_size)
 
 
 def _readers() -> int:

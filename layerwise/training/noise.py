@@ -28,7 +28,9 @@ class NoisyBatch(Batch):
     def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
         clean = super().inputs_on(device, chunk)
         samples = range(*chunk.indices(len(self)))
-        noise = torch.stack([self._drawn(sample, clean.shape[1:]) for sample in samples]).to(device, clean.dtype)
+        noise = torch.stack([self._drawn(self.begin + sample, clean.shape[1:]) for sample in samples]).to(
+            device, clean.dtype
+        )
         deviation = clean.flatten(1).std(1).view(-1, *(1,) * (clean.dim() - 1))
         return clean + self.level * deviation * noise
 
@@ -46,13 +48,16 @@ class NoisyFeed(Feed):
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for number, batch in enumerate(self._feed.shuffled(epoch, start), start):
             seed = derive_seed(self._seed, epoch, number)
-            yield NoisyBatch(batch.inputs, batch.labels, batch.ids, batch.decode, self._level, seed)
+            yield NoisyBatch(**vars(batch), level=self._level, seed=seed)
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         yield from self._feed.in_order(split, view, start)
 
     def splits(self) -> Sequence[str]:
         return self._feed.splits()
+
+    def samples_of(self, split: str) -> int:
+        return self._feed.samples_of(split)
 
     def shape(self, split: str) -> SampleShape:
         return self._feed.shape(split)

@@ -8,20 +8,22 @@ that was never stopped.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerwise.errors import StoppedEarly
+from layerwise.errors import Diverged, StoppedEarly
 from layerwise.files.metrics import METRICS, append_metrics, keep_metrics
+from layerwise.files.tensors import weights_digest
 from layerwise.progress import Progress
 from layerwise.settings.training import Training
 from layerwise.settings.units import counted
 from layerwise.training.checkpoint import load_checkpoint, save_checkpoint
-from layerwise.training.feeds import Feed
+from layerwise.training.feeds import Batch, Feed
+from layerwise.training.ranks import Ranks
 from layerwise.training.step import Arithmetic, Learner, grouped_loss, require_finite, train_step
 from layerwise.training.threads import best_threads, set_by_user, use_threads
 
@@ -80,7 +82,9 @@ def train(
         StoppedEarly: `should_stop` answered true; all is saved.
         Diverged: a loss was not finite; the last checkpoint stays.
     """
+    ranks = arithmetic.ranks
     place = Place(**load_checkpoint(folder, learners, made_from) or {})
+    ranks.wait()  # until all have read it, and before the first writes another
     first_step = place.step
     if first_step:
         progress.advance(first_step, 0, RESUMED)
@@ -88,14 +92,16 @@ def train(
             numbers = "-".join(str(learner.number) for learner in (learners[0], learners[-1])[: len(learners)])
             where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"
             progress.note(f"{'module' if len(learners) == 1 else 'modules'} {numbers}: resuming at {where}")
-    if lost := keep_metrics(folder / METRICS, place.epoch, len(learners)):
+    if ranks.first and (lost := keep_metrics(folder / METRICS, place.epoch, len(learners))):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
         progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
     if arithmetic.device.type == "cpu" and not place.converged(training):
         free = measure_threads and set_by_user() is None
         if free and place.threads is None and place.step == 0:
-            place.threads = best_threads(learners, feed, training.epochs, arithmetic, progress)
-            save_checkpoint(folder, learners, made_from, asdict(place))  # a second measurement may end otherwise
+            if ranks.first:
+                place.threads = best_threads(learners, feed, training.epochs, arithmetic, progress)
+                save_checkpoint(folder, learners, made_from, asdict(place))  # a second measurement may end otherwise
+            place.threads = ranks.told(place.threads)
         place.threads = use_threads(place.threads, progress, fixed=not free)
     while not place.converged(training):
         began = time.perf_counter()
@@ -106,10 +112,10 @@ def train(
             place.sums = [total + loss for total, loss in zip(place.sums or [0.0] * len(losses), losses, strict=True)]
             place.step, place.batch = place.step + 1, place.batch + 1
             progress.advance(
-                1, len(batch), f"epoch {place.epoch + 1}, loss {' '.join(f'{loss:.3f}' for loss in losses)}"
+                1, batch.total, f"epoch {place.epoch + 1}, loss {' '.join(f'{loss:.3f}' for loss in losses)}"
             )
-            stop = should_stop()
-            if stop or place.step % training.checkpoint_every == 0:
+            stop = ranks.any(should_stop())
+            if ranks.first and (stop or place.step % training.checkpoint_every == 0):
                 place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
@@ -118,7 +124,8 @@ def train(
                     "the same command, without --fresh, goes on"
                 )
 
-        validation = validate(learners, feed, arithmetic)
+        validation = validate(learners, feed, arithmetic, training.batch_size)
+        _require_same_weights(learners, ranks)
         for learner, loss in zip(learners, validation, strict=True):
             require_finite(loss, learner, place.step)
         means = [total / place.batch for total in place.sums]
@@ -134,34 +141,78 @@ def train(
             "validation_loss": validation,
             "seconds": round(place.seconds, 3),
         }
-        append_metrics(folder / METRICS, record)
-        save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
+        if ranks.first:
+            append_metrics(folder / METRICS, record)
+            save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
         progress.epoch([learner.number for learner in learners], record)
+    ranks.wait()  # until the first has written it
     load_checkpoint(folder, learners, made_from, best=training.keep == "best")
+    ranks.wait()  # until all have read it, and before the first drops it
     return place
 
 
-def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic) -> list[float]:
-    """Mean validation loss of each learner, nats, with the same draws every time."""
-    totals, samples = [0.0] * len(learners), 0
+def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, batch_size: int) -> list[float]:
+    """Mean validation loss of each learner, nats, with the same draws every time. Each process takes some batches."""
+    samples, losses = feed.samples_of("validation"), [0.0] * len(learners)
+    found: dict[int, list[float]] = {}
     with torch.no_grad(), arithmetic.autocast():
         for learner in learners:
             learner.module.eval()
             learner.objective.eval()
-        for number, batch in enumerate(feed.in_order("validation")):
+        for number, batch in _validation_batches(feed, batch_size, arithmetic.ranks):
             parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in learners]
             for chunk in arithmetic.slices(len(batch)):
                 x = batch.inputs_on(arithmetic.device, chunk)
-                for learner, found in zip(learners, parts, strict=True):
+                for learner, of_learner in zip(learners, parts, strict=True):
                     encoded = learner.module(x)
-                    found.append(learner.objective.represent(encoded))
+                    of_learner.append(learner.objective.represent(encoded))
                     x = encoded.output
-            for index, (learner, found) in enumerate(zip(learners, parts, strict=True)):
-                representations = tuple(torch.cat(pieces) for pieces in zip(*found, strict=True))
-                draws, labels = ("validation", learner.number, number), batch.labels_on(arithmetic.device)
-                totals[index] += grouped_loss(learner, representations, labels, arithmetic, draws).item() * len(batch)
-            samples += len(batch)
+            labels, found[number] = batch.labels_on(arithmetic.device), []
+            for learner, of_learner in zip(learners, parts, strict=True):
+                representations = tuple(torch.cat(pieces) for pieces in zip(*of_learner, strict=True))
+                loss = grouped_loss(
+                    learner, representations, labels, arithmetic, ("validation", learner.number, number)
+                )
+                found[number].append(loss.item() * len(batch))
         for learner in learners:
             learner.module.train()
             learner.objective.train()
-    return [total / samples for total in totals]
+    for sums in _of_all(found, len(learners), arithmetic.ranks):  # in one order, whoever took them
+        losses = [total + loss for total, loss in zip(losses, sums, strict=True)]
+    return [total / samples for total in losses]
+
+
+def _validation_batches(feed: Feed, batch_size: int, ranks: Ranks) -> Iterator[tuple[int, Batch]]:
+    """Those that this process takes, with their numbers."""
+    if ranks.alone:
+        yield from enumerate(feed.in_order("validation"))
+        return
+    size = 1 if feed.shape("validation").ragged else batch_size
+    shares = ranks.shares(-(-feed.samples_of("validation") // size))
+    mine = range(shares[ranks.rank], shares[ranks.rank + 1])
+    if mine:
+        yield from zip(mine, feed.in_order("validation", start=mine.start * size), strict=False)
+
+
+def _of_all(found: dict[int, list[float]], learners: int, ranks: Ranks) -> list[list[float]]:
+    """What the processes found in each batch, in the order of the batches."""
+    if ranks.alone:
+        return list(found.values())
+    batches = int(ranks.summed([len(found)])[0])
+    flat = ranks.summed([loss for number in range(batches) for loss in found.get(number, [0.0] * learners)])
+    return [flat[begin : begin + learners] for begin in range(0, len(flat), learners)]
+
+
+def _require_same_weights(learners: Sequence[Learner], ranks: Ranks) -> None:
+    """
+    Raises:
+        Diverged: the processes, which make the same updates, have come to other weights.
+    """
+    if ranks.alone:
+        return
+    digests = [weights_digest(part) for learner in learners for part in (learner.module, learner.objective)]
+    if ranks.any(digests != ranks.told(digests)):
+        raise Diverged(
+            "the processes of this training have come to different weights, and the last checkpoint is from before: "
+            "do all machines run the same versions on the same kind of device?"
+        )

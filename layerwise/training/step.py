@@ -30,6 +30,7 @@ from layerwise.nets.module import Module
 from layerwise.objectives.objective import Context, Objective
 from layerwise.seeding import derive_seed, torch_generator
 from layerwise.training.feeds import Batch
+from layerwise.training.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Arithmetic:
     seed: int
     loss_group: int | None = None
     """Samples whose representations a loss sees at once, in the order of the batch; None: the whole batch."""
+    ranks: Ranks = ALONE
+    """The processes that share each batch."""
 
     def autocast(self) -> AbstractContextManager[None]:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
@@ -79,25 +82,54 @@ class Arithmetic:
         size = min(self.loss_group or samples, samples)
         return [slice(begin, min(begin + size, samples)) for begin in range(0, samples, size)]
 
-    def one_pass(self, samples: int) -> bool:
-        """Whether every group lies within a micro-batch, so that nothing has to go forward twice."""
-        borders = {chunk.start for chunk in self.groups(samples)}
-        return all(chunk.start in borders for chunk in self.slices(samples))
+    def part(self, samples: int) -> slice:
+        """The samples of a batch that this process takes: whole groups, where there are enough for all processes.
+
+        Raises:
+            RecipeError: there are fewer samples than processes.
+        """
+        if samples < self.ranks.world:
+            raise RecipeError(
+                f"training.batch_size is {samples}, and {self.ranks.world} processes share each batch: choose "
+                f"{self.ranks.world} or more, or start fewer processes"
+            )
+        if self.shares_groups(samples):
+            borders = self.ranks.shares(samples)
+        else:
+            starts = [*(group.start for group in self.groups(samples)), samples]
+            borders = [starts[share] for share in self.ranks.shares(len(starts) - 1)]
+        return slice(borders[self.ranks.rank], borders[self.ranks.rank + 1])
+
+    def shares_groups(self, total: int) -> bool:
+        """Whether a group of a batch of so many samples lies in more than one process."""
+        return len(self.groups(total)) < self.ranks.world
+
+    def one_pass(self, samples: int, begin: int = 0, total: int | None = None) -> bool:
+        """Whether every group of these samples of a batch lies within a micro-batch, so that nothing has to go forward
+        twice.
+        """
+        total = samples if total is None else total
+        if self.shares_groups(total):
+            return False
+        borders = {*(group.start for group in self.groups(total)), total}
+        return all(begin + chunk.start in borders for chunk in self.slices(samples)) and begin + samples in borders
 
 
 def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
     """Update every learner that is due once, each fed with what the one before gave before its update.
 
-    Returns the losses, in nats. Random layers draw anew in each micro-batch, and the same in both of its passes.
+    Where several processes share the batch, each calls this with its own part of it. Returns the losses of the whole
+    batch, in nats. Random layers draw anew in each micro-batch, and the same in both of its passes.
 
     Raises:
         Diverged: a loss is not finite; that learner and those above it were not updated.
         RecipeError: a module couples samples and the batch does not go through whole.
+        ProcessLost: another process ended.
     """
     slices = arithmetic.slices(len(batch))
-    if len(slices) > 1:
+    if len(slices) > 1 or len(batch) < batch.total:
         require_separable(learners, arithmetic)
-    if arithmetic.one_pass(len(batch)):
+    if arithmetic.one_pass(len(batch), batch.begin, batch.total):
         return _in_one_pass(learners, batch, step, arithmetic, slices)
     return _in_two_passes(learners, batch, step, arithmetic, slices)
 
@@ -109,11 +141,13 @@ def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> No
     """
     for learner in learners:
         if (layer := learner.module.couples_samples()) is not None:
+            ranks = arithmetic.ranks
+            what = f"micro-batches of {arithmetic.micro_batch}" if ranks.alone else f"{ranks.world} processes"
+            instead = "leave out --micro-batch and --max-memory" if ranks.alone else "start one process"
             raise RecipeError(
-                f"module {learner.number} has {layer}, whose result for one sample depends on the others, so "
-                f"micro-batches of {arithmetic.micro_batch} would change its gradients: leave out --micro-batch and "
-                "--max-memory: whole batches work; or normalise within a sample (GroupNorm, LayerNorm), as "
-                "layerwise.group_norm(network) does"
+                f"module {learner.number} has {layer}, whose result for one sample depends on the others, so {what} "
+                f"would change its gradients: {instead}: whole batches work; or normalise within a sample (GroupNorm, "
+                "LayerNorm), as layerwise.group_norm(network) does"
             )
 
 
@@ -122,15 +156,23 @@ def _in_one_pass(
 ) -> list[float]:
     labels = batch.labels_on(arithmetic.device)
     losses = [0.0] * len(learners)
+    unfinished: list[Callable[[], float]] = []
     for chunk in slices:
-        share = (chunk.stop - chunk.start) / len(batch)
+        share = (chunk.stop - chunk.start) / batch.total
+        here = {task: values[chunk] for task, values in labels.items()}
         for index, (learner, representations) in enumerate(_through(learners, batch, chunk, step, arithmetic)):
-            loss = share * _loss(learner, representations, labels, step, arithmetic, chunk)
-            losses[index] += _finite(loss, learner, step)
+            loss = share * _loss(learner, representations, here, step, arithmetic, batch.begin + chunk.start)
+            losses[index] += loss.item()
+            if len(unfinished) == 1:  # the sums of the module below were made while this one went forward
+                losses[index - 1] = unfinished.pop()()
             if learner.due(step):
                 loss.backward()
-                if chunk is slices[-1]:
-                    update(learner, step)
+            if chunk is slices[-1]:
+                unfinished.append(_finishing(learner, losses[index], step, arithmetic))
+                if arithmetic.ranks.alone:
+                    losses[index] = unfinished.pop()()
+    if unfinished:
+        losses[-1] = unfinished.pop()()
     return losses
 
 
@@ -145,18 +187,16 @@ def _in_two_passes(
             ):
                 found.append(representations)
 
-    labels = batch.labels_on(arithmetic.device)
+    seen = _Seen.of(batch, arithmetic)
+    labels = {task: seen.gathered(values) for task, values in batch.labels_on(arithmetic.device).items()}
     losses, gradients = [], []
     for learner in learners:
-        whole = tuple(torch.cat(pieces) for pieces in zip(*parts.pop(0), strict=True))
+        whole = tuple(seen.gathered(torch.cat(pieces)) for pieces in zip(*parts.pop(0), strict=True))
         for part in whole:
             part.requires_grad_(part.is_floating_point())
-        loss = _loss(learner, whole, labels, step, arithmetic, slice(0, len(batch)))
-        losses.append(_finite(loss, learner, step))
-        if learner.due(step):
-            loss.backward()
-        gradients.append([part.grad for part in whole])
-    del whole, loss  # only their gradients are needed from here on
+        losses.append(_loss_of_groups(learner, whole, labels, step, arithmetic, seen))
+        gradients.append([None if part.grad is None else part.grad[seen.own] for part in whole])
+    del whole  # only its gradients are needed from here on
 
     for chunk in slices:
         for (_, representations), gradient in zip(
@@ -169,10 +209,88 @@ def _in_two_passes(
             ]
             if pairs:
                 torch.autograd.backward([part for part, _ in pairs], [of_chunk for _, of_chunk in pairs])
-    for learner in learners:
+    unfinished = [_finishing(learner, loss, step, arithmetic) for learner, loss in zip(learners, losses, strict=True)]
+    return [finish() for finish in unfinished]
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """What the loss in this process sees of a batch: the groups that its own samples lie in, whole."""
+
+    batch: Batch
+    arithmetic: Arithmetic
+    begin: int
+    """Of the first group, in the whole batch."""
+    end: int
+    counted: int
+    """Where the groups begin that this process counts; the one before, if any, begins in another process."""
+
+    @classmethod
+    def of(cls, batch: Batch, arithmetic: Arithmetic) -> _Seen:
+        stop = batch.begin + len(batch)
+        groups = [group for group in arithmetic.groups(batch.total) if group.start < stop and group.stop > batch.begin]
+        counted = [group.start for group in groups if group.start >= batch.begin]
+        return cls(batch, arithmetic, groups[0].start, groups[-1].stop, counted[0] if counted else groups[-1].stop)
+
+    @property
+    def own(self) -> slice:
+        """The samples of this process among them."""
+        return slice(self.batch.begin - self.begin, self.batch.begin - self.begin + len(self.batch))
+
+    def gathered(self, part: Tensor) -> Tensor:
+        """Rows of all samples in these groups, from those of the samples of each process."""
+        if not self.arithmetic.shares_groups(self.batch.total):
+            return part
+        return self.arithmetic.ranks.whole(part, self.batch.begin, self.batch.total)[self.begin : self.end]
+
+
+def _loss_of_groups(
+    learner: Learner,
+    representations: tuple[Tensor, ...],
+    labels: dict[str, Tensor],
+    step: int,
+    arithmetic: Arithmetic,
+    seen: _Seen,
+) -> float:
+    """The share of this process in the loss. Leaves the gradient of every group on the representations, and on the
+    objective's own weights that of the groups that it counts: so that each is counted once.
+    """
+    counted = 0.0
+    for begin, end, counts in ((seen.begin, seen.counted, False), (seen.counted, seen.end, True)):
+        if begin == end:
+            continue
+        span = slice(begin - seen.begin, end - seen.begin)
+        here = {task: values[span] for task, values in labels.items()}
+        parts = representations if end - begin == len(representations[0]) else tuple(r[span] for r in representations)
+        loss = _loss(learner, parts, here, step, arithmetic, begin) * ((end - begin) / seen.batch.total)
+        if counts:
+            counted = loss.item()
+        if not learner.due(step):
+            continue
+        if counts:
+            loss.backward()
+            continue
+        leaves = [part for part in representations if part.requires_grad]
+        for leaf, gradient in zip(leaves, torch.autograd.grad(loss, leaves, allow_unused=True), strict=True):
+            if gradient is not None:
+                leaf.grad = gradient if leaf.grad is None else leaf.grad + gradient
+    return counted
+
+
+def _finishing(learner: Learner, loss: float, step: int, arithmetic: Arithmetic) -> Callable[[], float]:
+    """Begin to sum what the processes have of a learner; the call that is returned waits for it, updates the learner,
+    and returns its loss.
+    """
+    weights = [weight for part in (learner.module, learner.objective) for weight in part.parameters()]
+    summed = arithmetic.ranks.sum_gradients(weights if learner.due(step) else [], loss)
+
+    def finish() -> float:
+        found = require_finite(summed(), learner, step)
         if learner.due(step):
             update(learner, step)
-    return losses
+        return found
+
+    return finish
 
 
 @contextmanager
@@ -181,7 +299,7 @@ def rehearsal(learners: Sequence[Learner], batch: Batch, arithmetic: Arithmetic)
 
     The block leaves weights, buffers, gradients and torch's generator as they were.
     """
-    chunk, twice = arithmetic.slices(len(batch))[0], not arithmetic.one_pass(len(batch))
+    chunk, twice = arithmetic.slices(len(batch))[0], not arithmetic.one_pass(len(batch), batch.begin, batch.total)
     parts = [part for learner in learners for part in (learner.module, learner.objective)]
     buffers = [(buffer, buffer.clone()) for part in parts for buffer in part.buffers()]
 
@@ -215,7 +333,7 @@ def _through(
     """
     x = batch.inputs_on(arithmetic.device, chunk)
     for learner in learners:
-        torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step, chunk.start))
+        torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step, batch.begin + chunk.start))
         with arithmetic.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and learner.due(step)):
             before = x._version
             encoded = learner.module(x)
@@ -244,12 +362,11 @@ def _loss(
     labels: dict[str, Tensor],
     step: int,
     arithmetic: Arithmetic,
-    chunk: slice,
+    begin: int,
 ) -> Tensor:
-    """The mean loss over the groups in `chunk`, of which the representations are and which lies in the batch there."""
+    """The mean loss over the groups of these samples, of which the first is number `begin` of the batch."""
     with arithmetic.autocast():
-        here = {task: values[chunk] for task, values in labels.items()}
-        return grouped_loss(learner, representations, here, arithmetic, ("draws", learner.number, step), chunk.start)
+        return grouped_loss(learner, representations, labels, arithmetic, ("draws", learner.number, step), begin)
 
 
 def grouped_loss(
@@ -292,10 +409,6 @@ def update(learner: Learner, step: int) -> None:
             group["lr"] = learner.rate(step)
     learner.optimiser.step()
     learner.optimiser.zero_grad(set_to_none=True)
-
-
-def _finite(loss: Tensor, learner: Learner, step: int) -> float:
-    return require_finite(loss.item(), learner, step)
 
 
 def require_finite(loss: float, learner: Learner, step: int) -> float:

@@ -212,6 +212,7 @@ class Split(KeepsBuffers):
         drop_last: bool = True,
         rank: int = 0,
         world_size: int = 1,
+        within: slice = slice(None),
         view: int = 0,
         threads: int | None = None,
         allocate: Allocate = np.empty,
@@ -220,11 +221,12 @@ class Split(KeepsBuffers):
 
         The order is that of `order(seed, epoch)` (the stored one without `shuffle`), whatever `threads` and `start`.
         Step t of all ranks together covers the next batch_size * world_size samples. A last, shorter step is dropped
-        with `drop_last`, and shared out evenly without. `threads` and `allocate`: see `iterate`.
+        with `drop_last`, and shared out evenly without. `within` reads a part of each batch only, for processes that
+        share it unevenly. `threads` and `allocate`: see `iterate`.
         """
         self._check_view(view)
         order = self.order(seed, epoch) if shuffle else np.arange(self.samples)
-        todo = rank_slice(order, batch_size, rank, world_size, drop_last, start)
+        todo = [batch[within] for batch in rank_slice(order, batch_size, rank, world_size, drop_last, start)]
         return iterate(self, todo, view, threads, allocate)
 
     def read(self, indices: Sequence[int] | Indices, view: int = 0) -> Array | list[Array]:

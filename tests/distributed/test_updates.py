@@ -1,0 +1,65 @@
+"""Several processes make the update of one: the same losses and gradients, whatever the objective and the groups."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from layerwise.training.ranks import ALONE
+from tests.distributed import updates
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Tensor]]:
+    """Number of processes to what they found."""
+    folder = tmp_path_factory.mktemp("updates")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cache")]),
+        "OMP_NUM_THREADS": "1",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, updates.__file__, str(folder), str(rank)],
+            env=environment, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(max(updates.WORLDS))
+    ]  # fmt: skip
+    alone = updates.as_tensors(ALONE)
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors[-2000:]
+    return {1: alone} | {world: load_file(folder / f"updates-{world}.safetensors") for world in updates.WORLDS}
+
+
+def apart(one: Tensor, other: Tensor) -> float:
+    """How far two tensors differ, relative to the larger."""
+    return float((one - other).norm() / torch.maximum(one.norm(), other.norm()).clamp(min=1e-300))
+
+
+@pytest.mark.parametrize("world", updates.WORLDS)
+def test_processes_make_the_update_of_one(world: int, found: dict[int, dict[str, Tensor]]) -> None:
+    assert found[world].keys() == found[1].keys()
+    for case, wanted in found[1].items():
+        assert wanted.abs().sum() > 0, case
+        if "float64" in case:
+            assert apart(found[world][case], wanted) < 1e-12, case
+        else:  # which rounds these gradients by some 1e-6, whoever computes them
+            exact = found[1][case.replace("float32", "float64")].float()
+            assert apart(found[world][case], exact) < 1e-6 + 4 * apart(wanted, exact), case
+
+
+def test_the_comparison_would_see_a_gradient_that_is_divided_or_multiplied(found: dict[int, dict[str, Tensor]]) -> None:
+    """By the number of processes, as where a loss is reduced inside the graph, or gathered with its gradient."""
+    for case, wanted in found[1].items():
+        for factor in (1 / 2, 2):
+            assert apart(found[2][case] * factor, wanted) > 0.1, case
