@@ -35,7 +35,7 @@ from .reading.cache import Cache, Split, open_cache
 from .reading.order import epoch_order
 from .verify import Report, Status, inspect, verify
 from .window import Filler, JoinedSplits, Window, remove_window
-from .writing.creation import create, remove
+from .writing.creation import create, remove, resume
 from .writing.repair import repair
 from .writing.writer import CacheWriter
 
@@ -80,6 +80,7 @@ __all__ = [
     "remove_window",
     "repair",
     "reserve",
+    "resume",
     "shuffled_in_windows",
     "slot_samples",
     "verify",

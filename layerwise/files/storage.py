@@ -81,8 +81,8 @@ def raise_misplaced(path: Path, error: OSError) -> NoReturn:
     ) from error
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Replace the file's content, or leave it as it was.
+def write_file(path: Path, content: bytes, *, once: bool = False) -> None:
+    """Replace the file's content, or leave it as it was; with `once` a file that is there stays, whoever wrote it.
 
     Raises:
         WillNotFit: the disk is full; the message names the path and the bytes.
@@ -96,7 +96,12 @@ def write_file(path: Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if once:
+            with suppress(FileExistsError):
+                os.link(temporary, path)
+            temporary.unlink()
+        else:
+            temporary.replace(path)
         flush_directory(path.parent)
     except OSError as error:
         with suppress(OSError):

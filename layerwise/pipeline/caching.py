@@ -14,7 +14,7 @@ import activation_cache
 from activation_cache import Cache, CacheWriter, Calibration, SplitSpec, Stale
 from layerwise.errors import DamagedData, NotReady, StoppedEarly
 from layerwise.files.run_files import PLACE_FILE
-from layerwise.files.storage import write_json
+from layerwise.files.storage import sealed_json, write_file
 from layerwise.pipeline.frozen import load_frozen, require_stages, with_its_threads
 from layerwise.pipeline.inputs import cached_inputs, nearest_inputs
 from layerwise.pipeline.module_cache import (
@@ -54,7 +54,7 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
     """
     names = stored_splits(setup)
     outputs = _outputs(setup, number, names)
-    _settle_place(setup, number)
+    settle_place(setup, number)
     splits = [_layout(setup, outputs, name) for name in names]
     calibration = _calibration(setup, number, outputs) if setup.recipe.cache.dtype == "uint8" else None
     splits = settle(setup, number, splits, outputs, calibration, trained)
@@ -74,11 +74,15 @@ def write_cache(setup: Setup, number: int, trained: Trained = "preferred") -> Ca
 
 def help_to_cache(setup: Setup, job: Mapping[str, Any]) -> None:
     """Compute this process's share of a cache that the first process has begun, and commits."""
-    _help_to_cache(setup, job["number"], job["splits"])
+    fill_share(setup, job["number"], job["splits"], setup.ranks.rank, setup.ranks.world)
+    setup.ranks.wait()
 
 
 @with_its_threads
-def _help_to_cache(setup: Setup, number: int, names: Collection[str]) -> None:
+def fill_share(setup: Setup, number: int, names: Collection[str], rank: int, world: int) -> int:
+    """Write what is missing of one of `world` shares (counted from 0) of module `number`'s cache, and commit nothing;
+    returns how many samples that was.
+    """
     outputs = _outputs(setup, number, names)
     with (
         cache_errors(setup, number),
@@ -87,17 +91,21 @@ def _help_to_cache(setup: Setup, number: int, names: Collection[str]) -> None:
             cache_key(setup, number),
             [_layout(setup, outputs, name) for name in names],
             storage(setup),
-            rank=setup.ranks.rank,
-            world_size=setup.ranks.world,
+            calibration=partial(_calibration, setup, number, outputs) if storage(setup).dtype == "uint8" else None,
+            rank=rank,
+            world_size=world,
             budget=setup.recipe.cache.budget,
-            threads=0 if setup.device.type == "cpu" else 1,
+            threads=_writing_threads(setup),
         ) as writer,
     ):
-        _fill(setup, number, writer, outputs)
-    setup.ranks.wait()
+        return _fill(setup, number, writer, outputs)
 
 
-def _settle_place(setup: Setup, number: int) -> None:
+def _writing_threads(setup: Setup) -> int:
+    return 0 if setup.device.type == "cpu" else 1  # a module's own threads keep every core of a CPU busy
+
+
+def settle_place(setup: Setup, number: int) -> None:
     """Give the run a folder of its own below cache.url, so that another run of its name has another. Caches that an
     earlier version wrote into the folder of its name stay in use.
     """
@@ -108,8 +116,8 @@ def _settle_place(setup: Setup, number: int) -> None:
     before = (activation_cache.inspect(setup.run.cache(n), cache_key(setup, n)) for n in range(1, number + 1))
     if all(found.state in ("absent", "stale") or found.key is None for found in before):
         name = f"{name[:200]}-{secrets.token_hex(4)}"
-    write_json(note, {"name": name})
-    setup.progress.note(f"the caches of this run lie in {url.rstrip('/')}/{name}")
+    write_file(note, sealed_json({"name": name}), once=True)  # by one of several tasks
+    setup.progress.note(f"the caches of this run lie in {url.rstrip('/')}/{cache_folder(setup.run.folder)}")
 
 
 def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Calibration | None) -> CacheWriter:
@@ -133,7 +141,7 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         reserve=reserve,
         budget=setup.recipe.cache.budget,
         world_size=setup.ranks.world,
-        threads=0 if setup.device.type == "cpu" else 1,  # a module's own threads keep every core of a CPU busy
+        threads=_writing_threads(setup),
     )
     if found.state == "damaged":
         why = "is damaged, and nothing says any more what it was made from"

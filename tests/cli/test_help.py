@@ -17,7 +17,7 @@ CACHE = {"cache-budget", "cache-url", "views"}
 OFFERED = {
     "run": {"fresh", "schedule", "feed", "device", *RUN, *DATA, *MEMORY, *CACHE},
     "stage": {"fresh", "device", *RUN, *DATA, *MEMORY, *CACHE},
-    "cache": {"module", "repair", "prune", "yes", "device", *RUN, *DATA, *CACHE},
+    "cache": {"module", "repair", "task", "commit", "prune", "yes", "device", *RUN, *DATA, *CACHE},
     "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
     "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from activation_cache.errors import AlreadyCommitted, Damaged, FormatError, Stale
+from activation_cache.errors import AlreadyCommitted, Damaged, FormatError, NotCommitted, Stale
 from activation_cache.format.canonical import Json
-from activation_cache.format.key import Key, describe, differences
+from activation_cache.format.key import Key, check_key, describe, differences
 from activation_cache.format.layout import COMMIT, FORMAT, Plan, SplitSpec, Storage, check_plan, settled
 from activation_cache.format.quantise import Calibration
 from activation_cache.format.record import create_plan, read_commit, read_plan
@@ -94,6 +94,32 @@ def create(
         _check_same(plan, key, splits, store.location)
         room = Room(store, reserve, budget, world_size)
         return CacheWriter(store, plan, release, rank, world_size, room, threads, left)
+    except BaseException:
+        release()
+        raise
+
+
+def resume(
+    location: str | Path | Store, key: Mapping[str, Json] | None = None, *, reserve: int = 0, budget: int | None = None
+) -> CacheWriter:
+    """A writer for the unfinished cache at `location`, as it was planned; of all that is missing, whichever rank it was
+    meant for. `reserve` and `budget`: see `create`.
+
+    Raises NotCommitted where there is none, AlreadyCommitted where it is finished, Stale where it is made from
+    something else than `key`, Locked while another process writes it.
+    """
+    store = open_store(location)
+    if next(store.list(), None) is None:
+        raise NotCommitted(f"{store.location} holds no activation cache; write it")
+    release = store.lock(0, 1)
+    try:
+        if store.size(COMMIT) is not None:
+            raise AlreadyCommitted(f"{store.location} holds a finished cache")
+        plan = read_plan(store)
+        if plan is None:
+            raise NotCommitted(f"{store.location} holds no activation cache; write it")
+        check_key(plan.key, key, store.location)
+        return CacheWriter(store, plan, release, 0, 1, Room(store, reserve, budget, 1), 0)
     except BaseException:
         release()
         raise

@@ -104,6 +104,11 @@ class CacheWriter:
         """The samples this rank has still to append, as ranges in the order in which `append` expects them."""
         return self._track(split, view).pending()
 
+    def unfinished(self, world_size: int) -> list[int]:
+        """Which of so many ranks (counted from 0) have a shard to write, of those that this writer waits for."""
+        tracks = self._tracks.values()
+        return sorted({-(-(shard + 1) * world_size // t.grid.shards) - 1 for t in tracks for shard in t.shards})
+
     def done(self, split: str, view: int = 0) -> int:
         """How many samples of this split's view need not be appended any more; after a repair not the first ones, as
         `pending` says.
