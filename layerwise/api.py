@@ -25,11 +25,12 @@ from torch import Tensor, nn
 import activation_cache
 from layerwise.data.mapped import Dataset, MappedSplit, Read
 from layerwise.errors import UsageError
-from layerwise.nets.module import Module
+from layerwise.nets.encoder import Encoder
 from layerwise.nets.plain import Represent, plain_modules
 from layerwise.objectives.objective import Objective
 from layerwise.objectives.settings import ObjectiveSettings
 from layerwise.pipeline.expected import note_expected
+from layerwise.pipeline.export import Exported, export_encoder
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
@@ -212,6 +213,19 @@ class Trained:
         setup.require_module(number)
         return Encoder(load_frozen(setup, number))
 
+    def export(self, to: str | Path, through: int | None = None, *, overwrite: bool = False) -> Exported:
+        """Write modules 1 to `through` (by default all) to a file that works without the run.
+
+        Args:
+            to: ends in .pt2 (runs with torch alone), .onnx (with ONNX Runtime) or .safetensors (weights). A JSON file
+                beside it says how a picture or a recording becomes an input.
+
+        Returns:
+            The files, and as `loader` the code that loads them.
+        """
+        setup = self._setup()
+        return export_encoder(setup, through or len(setup.holders), Path(to), overwrite=overwrite)
+
     def cache(self, module: int) -> dict[str, CachedSplit]:
         """What a module gave for each sample of "train" and "validation"."""
         setup = self._setup()
@@ -293,22 +307,6 @@ class Trained:
             measure_threads=True,
             origin=self._origin,
         )
-
-
-class Encoder(nn.Module):
-    """Frozen modules, one after another: from inputs to the representation of the last, (B, C, *positions)."""
-
-    def __init__(self, modules: Sequence[Module]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(modules)
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.stages:
-            encoded = module(x)
-            x = encoded.output
-        found: Tensor = encoded.c
-        return found
 
 
 class CachedSplit(torch.utils.data.Dataset[Any]):
