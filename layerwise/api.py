@@ -29,8 +29,9 @@ from layerwise.nets.encoder import Encoder
 from layerwise.nets.plain import Represent, plain_modules
 from layerwise.objectives.objective import Objective
 from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.pipeline.embed import embed_files, require_writable, write_embeddings
 from layerwise.pipeline.expected import note_expected
-from layerwise.pipeline.export import Exported, export_encoder
+from layerwise.pipeline.export import Exported, export_encoder, require_free
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
@@ -225,6 +226,35 @@ class Trained:
         """
         setup = self._setup()
         return export_encoder(setup, through or len(setup.holders), Path(to), overwrite=overwrite)
+
+    def embed(
+        self,
+        files: Sequence[str | Path],
+        module: int | None = None,
+        *,
+        positions: bool = False,
+        to: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Tensor]:
+        """Representations of new images or recordings, by path: (C,), the mean over the positions, which a probe reads.
+
+        Files are decoded and preprocessed as the dataset's own are for a probe. Inputs of a dataset that was made in
+        Python go through `encoder` instead.
+
+        Args:
+            module: by default the last.
+            positions: (C, *positions) instead of the mean.
+            to: a file to write them to as well: .safetensors, .npz or .parquet.
+        """
+        if to is not None:
+            require_writable(Path(to))
+            require_free((Path(to),), overwrite)
+        with console_progress(sys.stderr) as console:
+            setup = self._setup(SILENT if self._quiet else console)
+            found = embed_files(setup, module or len(setup.holders), list(map(Path, files)), positions=positions)
+        if to is not None:
+            write_embeddings(found, Path(to))
+        return found.values
 
     def cache(self, module: int) -> dict[str, CachedSplit]:
         """What a module gave for each sample of "train" and "validation"."""

@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, export, grow, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
+from layerwise.cli import (
+    cache,
+    embed,
+    export,
+    grow,
+    memreport,
+    plan,
+    probe,
+    recipes,
+    reproduce,
+    run,
+    stage,
+    status,
+    verify,
+)
 from layerwise.cli.command import Commands
 
 
@@ -32,5 +46,5 @@ def main() -> None:
     """
 
 
-for module in (run, stage, cache, probe, export, plan, memreport, status, verify, reproduce, recipes, grow):
+for module in (run, stage, cache, probe, export, embed, plan, memreport, status, verify, reproduce, recipes, grow):
     main.add_command(module.command)

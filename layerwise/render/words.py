@@ -20,8 +20,10 @@ COMMANDS = (
     "recipes",
     "grow",
     "export",
+    "embed",
+    "watch",
 )
-_FLAG = r"--(?:fresh|repair|prune|yes|download|json|fixed|overwrite)(?![\w-])"
+_FLAG = r"--(?:fresh|repair|prune|yes|download|json|fixed|overwrite|positions)(?![\w-])"
 _OPTION = r"--[a-z][a-z-]*(?:=| +)(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+"
 _ARGUMENT = r"(?:\d+|[A-Z]+|table\d|figure\d)(?![\w-])"
 COPIED = re.compile(rf"layerwise (?:{'|'.join(COMMANDS)})\b(?: +(?:{_FLAG}|{_OPTION}|{_ARGUMENT}))*|{_OPTION}")

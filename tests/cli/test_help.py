@@ -21,6 +21,7 @@ OFFERED = {
     "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
     "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
     "export": {"module", "to", "overwrite", *RUN},
+    "embed": {"module", "to", "positions", "overwrite", "device", *RUN},
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
     "reproduce": {"scale", "seeds", "fresh", "recipe", "set", "run-dir", "device", *DATA},
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},
