@@ -38,9 +38,9 @@ class Progress(Protocol):
     def advance(self, amount: int, samples: int, detail: str) -> None:
         """So many more units done, and samples gone through in doing so; `detail` says what the last one gave."""
 
-    def training(self, modules: Sequence[int], step: int) -> None:
-        """A training of these modules begins, or resumes behind `step` updates. What was told of later updates is
-        told again.
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
+        """A training of these modules begins, or resumes behind `step` updates, of which `whole` make whole epochs.
+        What was told of later updates, and of later epochs, is told again.
         """
 
     def step(self, done: Step) -> None:
@@ -71,7 +71,7 @@ class Silent:
 
     def advance(self, amount: int, samples: int, detail: str) -> None: ...
 
-    def training(self, modules: Sequence[int], step: int) -> None:
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
         if step:
             self.advance(step, 0, RESUMED)
 

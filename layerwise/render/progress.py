@@ -102,7 +102,7 @@ class _Bars:
         shown = "  ".join(part for part in (detail, work.rate()) if part)
         self._bar.update(self._task, completed=work.done, amount=work.amount(), detail=shown)
 
-    def training(self, modules: Sequence[int], step: int) -> None:
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
         if step:
             self.advance(step, 0, RESUMED)
 
@@ -144,7 +144,7 @@ class _Lines:
             parts = (f"{work.title}: {work.amount()}", detail, work.rate(), work.left())
             self._console.print("  ".join(part for part in parts if part))
 
-    def training(self, modules: Sequence[int], step: int) -> None:
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
         if step:
             self.advance(step, 0, RESUMED)
 

@@ -79,7 +79,7 @@ def train(
     """
     place = Place(**load_checkpoint(folder, learners, made_from) or {})
     first_step, modules = place.step, [learner.number for learner in learners]
-    progress.training(modules, first_step)
+    progress.training(modules, first_step, first_step - place.batch)
     if first_step and not place.converged(training):
         numbers = "-".join(map(str, (modules[0], modules[-1])[: len(modules)]))
         where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"

@@ -15,11 +15,12 @@ DATA = {"data-dir", "download", "data"}
 MEMORY = {"max-memory", "micro-batch"}
 CACHE = {"cache-budget", "cache-url", "views"}
 OFFERED = {
-    "run": {"fresh", "schedule", "feed", "device", *RUN, *DATA, *MEMORY, *CACHE},
-    "stage": {"fresh", "device", *RUN, *DATA, *MEMORY, *CACHE},
+    "run": {"fresh", "schedule", "feed", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
+    "stage": {"fresh", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
     "cache": {"module", "repair", "prune", "yes", "device", *RUN, *DATA, *CACHE},
     "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
     "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
+    "probe": {"module", "fixed", "fresh", "device", "track", *RUN, *DATA},
     "export": {"module", "to", "overwrite", *RUN},
     "embed": {"module", "to", "positions", "overwrite", "device", *RUN},
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
@@ -46,7 +47,7 @@ def test_options_stand_under_headings() -> None:
     assert under["Options"] == {"fresh"}
     assert under["Run"] == {*RUN, "schedule", "feed", "device"}
     assert (under["Data"], under["Memory"], under["Cache"]) == (DATA, MEMORY, CACHE)
-    assert under["Output"] == {"json", "help"}
+    assert under["Output"] == {"track", "json", "help"}
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
