@@ -273,22 +273,22 @@ class Trackio:
     def __init__(self, library: Any, run: Path, log: str, step: int) -> None:
         self._library, project = library, run.resolve().name
         with redirect_stdout(io.StringIO()):  # which is for the command's own results
-            opened = library.init(project=project, name=log, group=project, resume="allow" if step else "never")
-        known = library.SQLiteStorage.get_max_step_for_run(project, log, run_id=opened.id)
+            self._run = library.init(project=project, name=log, group=project, resume="allow" if step else "never")
+        known = library.SQLiteStorage.get_max_step_for_run(project, log, run_id=self._run.id)
         self._after = -1 if known is None else int(known)
 
     def scalars(self, rows: Sequence[Row]) -> None:
         for step, values in rows:
             if step > self._after:
-                self._library.log(dict(values), step=step)
+                self._run.log(dict(values), step=step)
                 self._after = step
 
     def picture(self, step: int, name: str, png: bytes) -> None:
         from PIL import Image
 
         if step > self._after:
-            self._library.log({name: self._library.Image(Image.open(io.BytesIO(png)))}, step=step)
+            self._run.log({name: self._library.Image(Image.open(io.BytesIO(png)))}, step=step)
 
     def close(self) -> None:
         with redirect_stdout(io.StringIO()):
-            self._library.finish()
+            self._run.finish()

@@ -185,7 +185,8 @@ def test_what_a_tracker_is_told() -> None:
     losses, memory = {"loss/module 2", "loss/module 3"}, {"memory/bytes of the process"}
     speed = {"throughput/samples per second"}
     assert calls == [
-        ("modules-2-3-train", 7), ("modules-2-3-validation", 6), [(8, losses | memory)], [(9, losses | memory | speed)], "closed", "closed",
+        ("modules-2-3-train", 7), ("modules-2-3-validation", 6),
+        [(8, losses | memory)], [(9, losses | memory | speed)], "closed", "closed",
         ("picture-losses", 0), (1, "losses", b"png"), "closed",
     ]  # fmt: skip
 
