@@ -47,7 +47,8 @@ from layerwise.recipe.optimisers import GivenOptimiser, optimiser_of
 from layerwise.recipe.recipe import Recipe
 from layerwise.render.progress import console_progress
 from layerwise.render.report import write_report
-from layerwise.settings.choices import FeedName, ScheduleName
+from layerwise.render.trackers import tracked
+from layerwise.settings.choices import FeedName, ScheduleName, TrackerName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, Training
 from layerwise.training.feeds import decoder, stacked
 
@@ -80,6 +81,8 @@ def describe(
     version: str = "",
     labelled: tuple[Dataset, Dataset] | None = None,
     probe: Probe = OWN_PROBE,
+    quiet: bool = False,
+    track: TrackerName | None = None,
     **training: Any,
 ) -> Recipe:
     """A recipe of modules, data and a loss that were made in Python. In a file, as `recipe = lw.describe(…)`, every
@@ -102,6 +105,7 @@ def describe(
         schedule: "simultaneous" trains all modules in each step.
         cache: the dtype in which outputs are stored.
         workers: processes that read samples.
+        track: "tensorboard", "wandb" or "trackio" is told the losses of each step, and what is measured, as well.
         version: another one begins anew where data or code changed and no digest can see it.
         labelled: two datasets with labels: a probe learns from the first and is judged on the second.
         probe: the classifier.
@@ -127,7 +131,6 @@ def describe(
         seed=seed,
     )
 
-
 def train(
     modules: Sequence[nn.Module],
     objective: ObjectiveSettings | Objective | Loss | type[nn.Module],
@@ -140,17 +143,16 @@ def train(
     **settings: Any,
 ) -> Trained:
     """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
-
     Args:
         modules, objective, train, validation, settings: as `describe` takes them.
         to: the folder of the run.
-
     Raises:
         UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run"
     recipe = describe(modules, objective, train, validation, **{"name": name, **settings})
     run = Trained(Path(to), recipe, _device(device), quiet)
+    run = Trained(Path(to), recipe, _device(device), quiet, track=track)
     with run.working("train") as setup:
         run_all(setup)
     return run
@@ -199,9 +201,10 @@ class Trained:
         quiet: bool,
         data_dir: Path | None = None,
         origin: Origin | None = None,
+        track: TrackerName | None = None,
     ) -> None:
         self.folder, self.recipe, self.device, self._quiet = folder, recipe, device, quiet
-        self._data_dir, self._origin = data_dir, origin
+        self._data_dir, self._origin, self._track = data_dir, origin, track
 
     def __repr__(self) -> str:
         setup = self._setup()
@@ -320,8 +323,11 @@ class Trained:
     @contextmanager
     def working(self, purpose: str) -> Iterator[Setup]:
         """The run, held while the block runs."""
-        with console_progress(sys.stderr) as console:
-            setup = self._setup(SILENT if self._quiet else console)
+        with (
+            console_progress(sys.stderr) as console,
+            tracked(SILENT if self._quiet else console, self._track, self.folder) as progress,
+        ):
+            setup = self._setup(progress)
             setup.writes = True
             with setup.held(purpose):
                 yield setup

@@ -18,6 +18,7 @@ from layerwise.cli import (
     stage,
     status,
     verify,
+    watch,
 )
 from layerwise.cli.command import Commands
 
@@ -46,5 +47,20 @@ def main() -> None:
     """
 
 
-for module in (run, stage, cache, probe, export, embed, plan, memreport, status, verify, reproduce, recipes, grow):
+for module in (
+    run,
+    stage,
+    cache,
+    probe,
+    export,
+    embed,
+    plan,
+    memreport,
+    status,
+    watch,
+    verify,
+    reproduce,
+    recipes,
+    grow,
+):
     main.add_command(module.command)

@@ -274,6 +274,7 @@ class Trackio:
         self._library, project = library, run.resolve().name
         with redirect_stdout(io.StringIO()):  # which is for the command's own results
             self._run = library.init(project=project, name=log, group=project, resume="allow" if step else "never")
+        library.context_vars.current_run.set(None)  # else the next `init` ends this log
         known = library.SQLiteStorage.get_max_step_for_run(project, log, run_id=self._run.id)
         self._after = -1 if known is None else int(known)
 

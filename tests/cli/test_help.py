@@ -26,6 +26,7 @@ OFFERED = {
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
     "reproduce": {"scale", "seeds", "fresh", "recipe", "set", "run-dir", "device", *DATA},
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},
+    "watch": {"once", "every", "recipe", "run-dir"},
     "recipes": set(),
 }
 

@@ -26,6 +26,7 @@ from layerwise.recipe.loader import apply_overrides
 from layerwise.render import trackers
 from layerwise.render.trackers import Tracked, tracked
 from tests.conftest import TINY
+from tests.test_train import small
 
 
 class Told(Silent):
@@ -266,3 +267,10 @@ def test_a_command_tracks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert image.encoded_image_string.startswith(b"\x89PNG")
     refused = CliRunner().invoke(main, ["run", "--recipe", recipe, "--track", "paper"])
     assert refused.exit_code == 2
+
+
+def test_a_training_from_python_tracks(tmp_path: Path) -> None:
+    run = small(tmp_path / "run", track="tensorboard")
+    for module, curves in enumerate(run.history(), 1):
+        found = curve(tmp_path / "run" / CURVES / f"module-{module}-validation", f"loss/module {module}")
+        assert found == [(line["step"], pytest.approx(line["validation_loss"], rel=1e-6)) for line in curves["curve"]]
