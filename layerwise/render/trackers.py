@@ -22,7 +22,7 @@ import torch
 
 from activation_cache.store.files import open_regular
 from layerwise.errors import NotReady, in_one_line
-from layerwise.files.run_files import CURVES
+from layerwise.files.run_files import CURVES, is_folder
 from layerwise.files.storage import read_file, write_file
 from layerwise.progress import Progress, Step
 from layerwise.settings.choices import TrackerName
@@ -57,11 +57,13 @@ def tracked(progress: Progress, kind: TrackerName | None, run: Path) -> Iterator
 
     Raises:
         NotReady: the tracker's package cannot be imported.
+        DamagedData: a link, or a file, lies in the place of the folder of curves.
     """
     if kind is None:
         yield progress
         return
     library = _imported(kind)
+    is_folder(run / CURVES)
     openers: dict[str, Callable[[str, int], Tracker]] = {
         "tensorboard": lambda log, step: TensorBoard(run / CURVES / log, step),
         "wandb": lambda log, step: WandB(library, run, log, step),
@@ -188,7 +190,8 @@ class TensorBoard:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         self._event, self._summary = Event, Summary
-        folder.mkdir(parents=True, exist_ok=True)
+        if not is_folder(folder):
+            folder.mkdir(parents=True)
         # Readers go by the names of the files: a session resumed within the same second comes after the one before.
         earlier = (EVENTS.match(name) for name in os.listdir(folder))
         stamp = max([int(time.time()), *(int(found[1]) + 1 for found in earlier if found)])

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from layerwise.errors import NotReady
+from layerwise.errors import DamagedData, NotReady
 from layerwise.files.metrics import read_metrics
 from layerwise.files.run_files import CURVES
 from layerwise.pipeline.probe import probe_module
@@ -274,3 +274,17 @@ def test_a_training_from_python_tracks(tmp_path: Path) -> None:
     for module, curves in enumerate(run.history(), 1):
         found = curve(tmp_path / "run" / CURVES / f"module-{module}-validation", f"loss/module {module}")
         assert found == [(line["step"], pytest.approx(line["validation_loss"], rel=1e-6)) for line in curves["curve"]]
+
+
+def test_no_link_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / CURVES).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DamagedData, match="is a link"), tracked(SILENT, "tensorboard", tmp_path / "run"):
+        pass
+    (tmp_path / "run" / CURVES).unlink()
+    (tmp_path / "run" / CURVES).mkdir()
+    (tmp_path / "run" / CURVES / "module-1-train").symlink_to(tmp_path / "elsewhere")
+    with tracked(SILENT, "tensorboard", tmp_path / "run") as told, pytest.raises(DamagedData, match="is a link"):
+        told.training([1], 0, 0)
+    assert not list((tmp_path / "elsewhere").iterdir())
