@@ -81,8 +81,6 @@ def describe(
     version: str = "",
     labelled: tuple[Dataset, Dataset] | None = None,
     probe: Probe = OWN_PROBE,
-    quiet: bool = False,
-    track: TrackerName | None = None,
     **training: Any,
 ) -> Recipe:
     """A recipe of modules, data and a loss that were made in Python. In a file, as `recipe = lw.describe(…)`, every
@@ -105,7 +103,6 @@ def describe(
         schedule: "simultaneous" trains all modules in each step.
         cache: the dtype in which outputs are stored.
         workers: processes that read samples.
-        track: "tensorboard", "wandb" or "trackio" is told the losses of each step, and what is measured, as well.
         version: another one begins anew where data or code changed and no digest can see it.
         labelled: two datasets with labels: a probe learns from the first and is judged on the second.
         probe: the classifier.
@@ -131,6 +128,7 @@ def describe(
         seed=seed,
     )
 
+
 def train(
     modules: Sequence[nn.Module],
     objective: ObjectiveSettings | Objective | Loss | type[nn.Module],
@@ -140,18 +138,21 @@ def train(
     to: str | Path,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quiet: bool = False,
+    track: TrackerName | None = None,
     **settings: Any,
 ) -> Trained:
     """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
+
     Args:
         modules, objective, train, validation, settings: as `describe` takes them.
         to: the folder of the run.
+        track: "tensorboard", "wandb" or "trackio" is told the losses of each step, and what is measured, as well.
+
     Raises:
         UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run"
     recipe = describe(modules, objective, train, validation, **{"name": name, **settings})
-    run = Trained(Path(to), recipe, _device(device), quiet)
     run = Trained(Path(to), recipe, _device(device), quiet, track=track)
     with run.working("train") as setup:
         run_all(setup)

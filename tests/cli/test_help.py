@@ -18,7 +18,6 @@ OFFERED = {
     "run": {"fresh", "schedule", "feed", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
     "stage": {"fresh", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
     "cache": {"module", "repair", "prune", "yes", "device", *RUN, *DATA, *CACHE},
-    "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
     "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
     "probe": {"module", "fixed", "fresh", "device", "track", *RUN, *DATA},
     "export": {"module", "to", "overwrite", *RUN},
