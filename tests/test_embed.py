@@ -27,7 +27,7 @@ from layerwise.data.stl10 import STL10
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.pipeline.caching import write_cache
 from layerwise.pipeline.embed import Embeddings, embed_files, write_embeddings
-from layerwise.pipeline.export import frozen_encoder
+from layerwise.pipeline.export import export_encoder, frozen_encoder
 from layerwise.pipeline.inputs import nearest_inputs
 from layerwise.pipeline.probe import features
 from layerwise.pipeline.run import open_run
@@ -209,6 +209,35 @@ def test_what_cannot_be_embedded_is_said(
     run = small(tmp_path / "given")
     with pytest.raises(UsageError, match="GivenData does not say how a file becomes a sample"):
         run.embed([good])
+
+
+@pytest.mark.parametrize("grayscale", [True, False])
+def test_the_preprocessing_that_is_written_beside_an_encoder_is_all_it_takes(
+    grayscale: bool, photographs: Path, tmp_path: Path
+) -> None:
+    dataset = ImageFolder(resize=18, crop=16, grayscale=grayscale)
+    training = TINY.training.model_copy(update={"batch_size": 4})
+    setup = run_of(tmp_path / "run", photographs, TINY, dataset=dataset, training=training)
+    _ = setup.splits
+    said = export_encoder(setup, 1, tmp_path / "encoder.safetensors").about["preprocessing"]
+    size, shorter = said["centre_crop_pixels"], said["resize_shorter_side_pixels"]
+    files = sorted(photographs.rglob("*.*"))
+    inputs = []
+    for file in files:
+        with Image.open(file) as opened:
+            while opened.format == "JPEG" and min(opened.size) >= 2 * shorter:
+                opened.draft(None, (opened.width // 2, opened.height // 2))
+            image = opened.convert("L" if said["channels"].startswith("brightness") else "RGB")
+        k = max(shorter, size) / min(image.size)
+        left, top = (max(round(side * k) - size, 0) // 2 / k for side in image.size)
+        box = left, top, min(left + size / k, image.width), min(top + size / k, image.height)
+        pixels = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR, box=box), np.float32)
+        planes = torch.from_numpy(pixels.reshape(size, size, -1)).permute(2, 0, 1) / said["divide_by"]
+        mean, std = (torch.tensor(said[name]).view(-1, 1, 1) for name in ("subtract_mean", "divide_by_std"))
+        inputs.append((planes - mean) / std)
+    with torch.no_grad():
+        wanted = frozen_encoder(setup, 1)(torch.stack(inputs)).flatten(2).mean(2)
+    assert same(embed_files(setup, 1, files).stacked(), wanted)
 
 
 def test_a_bad_recording_is_named(talk: Path, tmp_path: Path) -> None:

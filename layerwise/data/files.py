@@ -273,10 +273,16 @@ def picture_steps(settings: PictureSettings, grayscale: str = "Pillow's mode L")
         "kind": "image",
         "decode": "first frame, upright by its EXIF orientation, transparent parts white, 8 bits a channel",
         "channels": f"brightness: {grayscale}" if settings.grayscale else "RGB",
+        "draft": "a JPEG at the smallest of its 1/1, 1/2, 1/4 and 1/8 whose shorter side is not below "
+        "resize_shorter_side_pixels (Pillow's Image.draft)"
+        if settings.resize and not settings.tile
+        else None,
         "tile_pixels": settings.tile,
         "resize_shorter_side_pixels": settings.resize,
-        "resample": "bilinear, antialiased (Pillow)",
         "centre_crop_pixels": settings.crop,
+        "crop": "k = max(resize_shorter_side_pixels or min(width, height), c) / min(width, height), c = "
+        "centre_crop_pixels; left = max(round(width * k) - c, 0) // 2 / k, top likewise; "
+        "Image.resize((c, c), BILINEAR, box=(left, top, left + c / k, top + c / k))",
         "divide_by": 255,
         "subtract_mean": list(settings.mean or mean),
         "divide_by_std": list(settings.std or std),

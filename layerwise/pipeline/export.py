@@ -294,6 +294,7 @@ def _quiet() -> Iterator[None]:
 
 def _loader(to: Path, about: Mapping[str, Any], network: NetworkSettings) -> tuple[tuple[str, ...], str]:
     """Packages, and code that uses them to load the file."""
+    path = json.dumps(str(to))
     sizes = ", ".join(str(size) if isinstance(size, int) else "1" for size in about["inputs"]["shape"])
     if about["inputs"]["shape"][-1] == "length":
         sizes = sizes.removesuffix("1") + "20480"
@@ -301,14 +302,14 @@ def _loader(to: Path, about: Mapping[str, Any], network: NetworkSettings) -> tup
     if to.suffix == ".pt2":
         return ("torch",), (
             "import torch\n\n"
-            f'encoder = torch.export.load("{to}").module()\n'
+            f"encoder = torch.export.load({path}).module()\n"
             f"inputs = torch.zeros({sizes}, dtype=torch.{kind}){said}\n"
             "with torch.no_grad():\n    representation = encoder(inputs)"
         )
     if to.suffix == ".onnx":
         return ("numpy", "onnxruntime"), (
             "import numpy, onnxruntime\n\n"
-            f'session = onnxruntime.InferenceSession("{to}")\n'
+            f"session = onnxruntime.InferenceSession({path})\n"
             f'inputs = numpy.zeros(({sizes}), "{kind}"){said}\n'
             '(representation,) = session.run(None, {"inputs": inputs})'
         )
@@ -316,11 +317,11 @@ def _loader(to: Path, about: Mapping[str, Any], network: NetworkSettings) -> tup
         return ("safetensors", "torch", "your code"), (
             "from safetensors.torch import load_file\n\n"
             "# `encoder` is what run.encoder(through=NUMBER) returns, or any nn.Module with the same names of weights\n"
-            f'encoder.load_state_dict(load_file("{to}"))'
+            f"encoder.load_state_dict(load_file({path}))"
         )
     return ("layerwise",), (
         "import layerwise, torch\n\n"
-        f'encoder = layerwise.load_encoder("{to}")\n'
+        f"encoder = layerwise.load_encoder({path})\n"
         f"inputs = torch.zeros({sizes}, dtype=torch.{kind}){said}\n"
         "representation = encoder(inputs)"
     )

@@ -91,7 +91,7 @@ from layerwise.progress import SILENT
 from layerwise.render import trackers
 from tests.conftest import TINY
 
-trackers.SEND_EVERY = 0.0
+trackers.SEND_EVERY = float(sys.argv[4])
 where, count = sys.argv[2], int(sys.argv[3])
 function = getattr(stage, where)
 def killing(*arguments, **named):
@@ -108,11 +108,19 @@ with trackers.tracked(SILENT, "tensorboard", setup.run.folder) as setup.progress
 
 
 @pytest.mark.parametrize(
-    ("where", "count"),
-    [("train_step", 3), ("train_step", 5), ("save_checkpoint", 2), ("save_checkpoint", 3), ("append_metrics", 1)],
+    ("where", "count", "every"),
+    [
+        ("train_step", 3, 0.0),
+        ("train_step", 5, 0.0),
+        ("train_step", 5, 1e9),  # only what a checkpoint holds was sent
+        ("save_checkpoint", 2, 0.0),
+        ("save_checkpoint", 3, 0.0),
+        ("save_checkpoint", 4, 1e9),
+        ("append_metrics", 1, 0.0),
+    ],
 )
 def test_after_a_kill_each_step_stands_there_once(
-    where: str, count: int, make_setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
+    where: str, count: int, every: float, make_setup: Callable[..., Setup], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, setup = make_setup(TINY, "whole"), make_setup(TINY, "killed")
     monkeypatch.setattr(trackers, "SEND_EVERY", 0.0)
@@ -120,7 +128,7 @@ def test_after_a_kill_each_step_stands_there_once(
         run_stage(whole, 1)
     root = Path(__file__).parents[2]
     died = subprocess.run(
-        [sys.executable, "-c", KILLED, setup.run.folder, where, str(count)],
+        [sys.executable, "-c", KILLED, setup.run.folder, where, str(count), str(every)],
         env={**os.environ, "PYTHONPATH": f"{root}:{root / 'cache'}"}, check=False,
     )  # fmt: skip
     assert died.returncode == -signal.SIGKILL
