@@ -38,6 +38,8 @@ def command(number: int | None, to: Path, overwrite: bool, options: Options) -> 
     .onnx         a graph for ONNX Runtime (extra `onnx`)
     .safetensors  the weights and the network's settings: needs layerwise
 
+    Torch can run code that a .pt2 file hides: load only those of people you trust. The other two run none.
+
     FILE.json is written beside it: shapes, and how a picture or a recording becomes an input.
     """
     with setup_for(dataclasses.replace(options, device="cpu"), purpose="export", writes=False) as setup:

@@ -87,12 +87,12 @@ def _imported(kind: TrackerName) -> Any:
 
 
 class Tracked:
-    """Tells another progress, and a tracker."""
+    """Tells another progress, and a tracker. A tracker that fails ends the tracking, not the training."""
 
     def __init__(self, progress: Progress, opener: Opener) -> None:
         self._progress, self._open = progress, opener
-        self._train: Tracker | None = None
-        self._validation: Tracker | None = None
+        self._train: Tracker = Nowhere()
+        self._validation: Tracker = Nowhere()
         self._rows: list[Row] = []
         self._sent = time.monotonic()
         self._last: float | None = None
@@ -111,8 +111,10 @@ class Tracked:
         self._progress.training(modules, step, whole)
         self.close()
         name = f"module-{modules[0]}" if len(modules) == 1 else f"modules-{modules[0]}-{modules[-1]}"
-        self._train, self._last = self._open(f"{name}-train", step), None
-        self._validation = self._open(f"{name}-validation", whole)
+        with self._trying():
+            self._train = self._open(f"{name}-train", step)
+            self._validation = self._open(f"{name}-validation", whole)
+        self._last = None
 
     def step(self, done: Step) -> None:
         self._progress.step(done)
@@ -124,13 +126,11 @@ class Tracked:
         self._last = now
         self._rows.append((done.step, row))
         if now - self._sent >= SEND_EVERY:
-            self.flush()
+            self._send()
 
     def flush(self) -> None:
         self._progress.flush()
-        if self._train is not None and self._rows:
-            self._train.scalars(self._rows)
-        self._rows, self._sent = [], time.monotonic()
+        self._send()
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self._progress.epoch(numbers, record)
@@ -138,21 +138,23 @@ class Tracked:
         for number, mean, validation in zip(numbers, record["loss"], record["validation_loss"], strict=True):
             row[f"mean training loss/module {number}"] = mean
             row[f"loss/module {number}"] = validation
-        if self._validation is not None:
+        with self._trying():
             self._validation.scalars([(record["step"], row)])
         self._last = None  # validation took time
 
     def measured(self, of: str, number: int, values: Mapping[str, float]) -> None:
         self._progress.measured(of, number, values)
-        tracker = self._open(f"{of}-{number}", 0)
-        tracker.scalars([(number, {f"{of}/{name}": value for name, value in values.items()})])
-        tracker.close()
+        with self._trying():
+            tracker = self._open(f"{of}-{number}", 0)
+            tracker.scalars([(number, {f"{of}/{name}": value for name, value in values.items()})])
+            tracker.close()
 
     def picture(self, name: str, png: bytes) -> None:
         self._progress.picture(name, png)
-        tracker = self._open(f"picture-{name}", 0)
-        tracker.picture(1, name, png)
-        tracker.close()
+        with self._trying():
+            tracker = self._open(f"picture-{name}", 0)
+            tracker.picture(1, name, png)
+            tracker.close()
 
     def end(self) -> None:
         self._progress.end()
@@ -160,12 +162,35 @@ class Tracked:
 
     def close(self) -> None:
         """Send what is left, and end the logs of the training under way."""
-        if self._train is not None and self._rows:
-            self._train.scalars(self._rows)
-        for tracker in (self._train, self._validation):
-            if tracker is not None:
-                tracker.close()
-        self._train, self._validation, self._rows = None, None, []
+        self._send()
+        with self._trying():
+            self._train.close()
+            self._validation.close()
+        self._train, self._validation = Nowhere(), Nowhere()
+
+    def _send(self) -> None:
+        rows, self._rows, self._sent = self._rows, [], time.monotonic()
+        if rows:
+            with self._trying():
+                self._train.scalars(rows)
+
+    @contextmanager
+    def _trying(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of somebody else's package, a server, a full disk
+            self._train, self._validation, self._open = Nowhere(), Nowhere(), lambda log, step: Nowhere()
+            self._progress.note(f"tracking ends here, and the work goes on without it: {in_one_line(error)}")
+
+
+class Nowhere:
+    """The log of nobody."""
+
+    def scalars(self, rows: Sequence[Row]) -> None: ...
+
+    def picture(self, step: int, name: str, png: bytes) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def _memory() -> dict[str, float]:

@@ -200,6 +200,36 @@ def test_what_a_tracker_is_told() -> None:
     ]  # fmt: skip
 
 
+class Notes(Silent):
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+@pytest.mark.parametrize("fails", ["scalars", "close", "picture"])
+def test_a_tracker_that_fails_does_not_end_the_training(fails: str) -> None:
+    calls: list[Any] = []
+
+    class Failing(Listing):
+        pass
+
+    def refuse(*_: Any) -> None:
+        raise ConnectionError("no route to host")
+
+    setattr(Failing, fails, refuse)
+    listener = Notes()
+    told = Tracked(listener, lambda log, step: Failing(calls))
+    told.training([1], 0, 0)
+    for number in range(1, 4):
+        told.step(Step([1], number, 1, [2.0], 16))
+        told.flush()
+    told.end()
+    told.picture("losses", b"png")
+    assert listener.notes == ["tracking ends here, and the work goes on without it: ConnectionError: no route to host"]
+
+
 def test_a_missing_package_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise ImportError(f"No module named {name!r}")
@@ -293,6 +323,10 @@ def test_no_link_is_followed(tmp_path: Path) -> None:
     (tmp_path / "run" / CURVES).unlink()
     (tmp_path / "run" / CURVES).mkdir()
     (tmp_path / "run" / CURVES / "module-1-train").symlink_to(tmp_path / "elsewhere")
-    with tracked(SILENT, "tensorboard", tmp_path / "run") as told, pytest.raises(DamagedData, match="is a link"):
+    listener = Notes()
+    with tracked(listener, "tensorboard", tmp_path / "run") as told:
         told.training([1], 0, 0)
+        told.step(Step([1], 1, 1, [2.0], 16))
+    assert len(listener.notes) == 1
+    assert "is a link" in listener.notes[0]
     assert not list((tmp_path / "elsewhere").iterdir())
