@@ -9,8 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from layerwise.api import Encoder, Trained, describe, open, train
+    from layerwise.api import Trained, describe, open, train
     from layerwise.data.settings import DatasetSettings
+    from layerwise.nets.encoder import Encoder
     from layerwise.nets.group_norm import group_norm
     from layerwise.nets.module import Encoded, Module
     from layerwise.nets.settings import NetworkSettings
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from layerwise.objectives.objective import Context, Objective
     from layerwise.objectives.settings import ObjectiveSettings
     from layerwise.pipeline.caching import write_cache
+    from layerwise.pipeline.export import load_encoder
     from layerwise.pipeline.frozen import load_frozen
     from layerwise.pipeline.module_cache import open_cache
     from layerwise.pipeline.probe import probe_module
@@ -51,6 +53,7 @@ __all__ = [
     "Trained",
     "describe",
     "group_norm",
+    "load_encoder",
     "load_frozen",
     "load_recipe",
     "open",
@@ -66,8 +69,10 @@ __all__ = [
 
 _HOMES = {
     "pipeline.caching": ("write_cache",),
+    "pipeline.export": ("load_encoder",),
     "pipeline.frozen": ("load_frozen",),
     "pipeline.module_cache": ("open_cache",),
+    "nets.encoder": ("Encoder",),
     "nets.group_norm": ("group_norm",),
     "nets.module": ("Encoded", "Module"),
     "nets.split": ("split",),
@@ -81,7 +86,7 @@ _HOMES = {
     "pipeline.run": ("Run", "open_run"),
     "pipeline.schedule": ("run_all", "run_stage"),
     "pipeline.setup": ("Setup",),
-    "api": ("Encoder", "Trained", "describe", "open", "train"),
+    "api": ("Trained", "describe", "open", "train"),
 }
 
 

@@ -25,11 +25,13 @@ from torch import Tensor, nn
 import activation_cache
 from layerwise.data.mapped import Dataset, MappedSplit, Read
 from layerwise.errors import ProcessLost, UsageError
-from layerwise.nets.module import Module
+from layerwise.nets.encoder import Encoder
 from layerwise.nets.plain import Represent, plain_modules
 from layerwise.objectives.objective import Objective
 from layerwise.objectives.settings import ObjectiveSettings
+from layerwise.pipeline.embed import embed_files, require_writable, write_embeddings
 from layerwise.pipeline.expected import note_expected
+from layerwise.pipeline.export import Exported, export_encoder, require_free
 from layerwise.pipeline.following import follow, leading
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
@@ -46,7 +48,8 @@ from layerwise.recipe.optimisers import GivenOptimiser, optimiser_of
 from layerwise.recipe.recipe import Recipe
 from layerwise.render.progress import console_progress
 from layerwise.render.report import write_report
-from layerwise.settings.choices import FeedName, ScheduleName
+from layerwise.render.trackers import tracked
+from layerwise.settings.choices import FeedName, ScheduleName, TrackerName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, Training
 from layerwise.training.feeds import decoder, stacked
 from layerwise.training.ranks import ALONE, Ranks, joined, local_device
@@ -137,6 +140,7 @@ def train(
     to: str | Path,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     quiet: bool = False,
+    track: TrackerName | None = None,
     **settings: Any,
 ) -> Trained:
     """Train these modules one after another, each by its own copy of the objective and from the cache of the one below.
@@ -147,13 +151,14 @@ def train(
     Args:
         modules, objective, train, validation, settings: as `describe` takes them.
         to: the folder of the run.
+        track: "tensorboard", "wandb" or "trackio" is told the losses of each step, and what is measured, as well.
 
     Raises:
         UsageError, NotReady, WillNotFit, …: see layerwise.errors; each message says what to do.
     """
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(to).absolute().name).strip("-_")[:64] or "run"
     recipe = describe(modules, objective, train, validation, **{"name": name, **settings})
-    run = Trained(Path(to), recipe, _device(device), quiet)
+    run = Trained(Path(to), recipe, _device(device), quiet, track=track)
     ranks = joined(run.device)
     if ranks.first:
         with leading(ranks), run.working("train", ranks) as setup:
@@ -206,9 +211,10 @@ class Trained:
         quiet: bool,
         data_dir: Path | None = None,
         origin: Origin | None = None,
+        track: TrackerName | None = None,
     ) -> None:
         self.folder, self.recipe, self.device, self._quiet = folder, recipe, device, quiet
-        self._data_dir, self._origin = data_dir, origin
+        self._data_dir, self._origin, self._track = data_dir, origin, track
 
     def __repr__(self) -> str:
         setup = self.setup_of()
@@ -220,6 +226,48 @@ class Trained:
         number = setup.depth if through is None else through
         setup.require_module(number)
         return Encoder(load_frozen(setup, number))
+
+    def export(self, to: str | Path, through: int | None = None, *, overwrite: bool = False) -> Exported:
+        """Write modules 1 to `through` (by default all) to a file that works without the run.
+
+        Args:
+            to: ends in .pt2 (runs with torch alone), .onnx (with ONNX Runtime) or .safetensors (weights). A JSON file
+                beside it says how a picture or a recording becomes an input.
+
+        Returns:
+            The files, and as `loader` the code that loads them.
+        """
+        setup = self.setup_of()
+        return export_encoder(setup, through or len(setup.holders), Path(to), overwrite=overwrite)
+
+    def embed(
+        self,
+        files: Sequence[str | Path],
+        module: int | None = None,
+        *,
+        positions: bool = False,
+        to: str | Path | None = None,
+        overwrite: bool = False,
+    ) -> dict[str, Tensor]:
+        """Representations of new images or recordings, by path: (C,), the mean over the positions, which a probe reads.
+
+        Files are decoded and preprocessed as the dataset's own are for a probe. Inputs of a dataset that was made in
+        Python go through `encoder` instead.
+
+        Args:
+            module: by default the last.
+            positions: (C, *positions) instead of the mean.
+            to: a file to write them to as well: .safetensors, .npz or .parquet.
+        """
+        if to is not None:
+            require_writable(Path(to))
+            require_free((Path(to),), overwrite)
+        with console_progress(sys.stderr) as console:
+            setup = self.setup_of(progress=SILENT if self._quiet else console)
+            found = embed_files(setup, module or len(setup.holders), list(map(Path, files)), positions=positions)
+        if to is not None:
+            write_embeddings(found, Path(to))
+        return found.values
 
     def cache(self, module: int) -> dict[str, CachedSplit]:
         """What a module gave for each sample of "train" and "validation"."""
@@ -285,8 +333,11 @@ class Trained:
     @contextmanager
     def working(self, purpose: str, ranks: Ranks = ALONE) -> Iterator[Setup]:
         """The run, held while the block runs."""
-        with console_progress(sys.stderr) as console:
-            setup = self.setup_of(ranks, SILENT if self._quiet else console)
+        with (
+            console_progress(sys.stderr) as console,
+            tracked(SILENT if self._quiet else console, self._track, self.folder) as progress,
+        ):
+            setup = self.setup_of(ranks, progress)
             setup.writes = True
             with setup.held(purpose):
                 yield setup
@@ -304,22 +355,6 @@ class Trained:
             origin=self._origin,
             ranks=ranks,
         )
-
-
-class Encoder(nn.Module):
-    """Frozen modules, one after another: from inputs to the representation of the last, (B, C, *positions)."""
-
-    def __init__(self, modules: Sequence[Module]) -> None:
-        super().__init__()
-        self.stages = nn.ModuleList(modules)
-        self.eval().requires_grad_(False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for module in self.stages:
-            encoded = module(x)
-            x = encoded.output
-        found: Tensor = encoded.c
-        return found
 
 
 class CachedSplit(torch.utils.data.Dataset[Any]):

@@ -27,6 +27,7 @@ def test_the_public_names():
         "Trained",
         "describe",
         "group_norm",
+        "load_encoder",
         "load_frozen",
         "load_recipe",
         "open",

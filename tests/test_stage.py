@@ -21,9 +21,8 @@ from layerwise.objectives.infonce import PatchInfoNCELoss
 from layerwise.pipeline.caching import write_cache
 from layerwise.pipeline.frozen import load_frozen, stage_record
 from layerwise.pipeline.schedule import run_all, run_stage, run_together
-from layerwise.progress import Silent
+from layerwise.progress import RESUMED, Silent
 from layerwise.recipe.loader import apply_overrides
-from layerwise.training.stage import RESUMED
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 import click
 
-from layerwise.cli import cache, grow, memreport, plan, probe, recipes, reproduce, run, stage, status, verify
+from layerwise.cli import (
+    cache,
+    embed,
+    export,
+    grow,
+    memreport,
+    plan,
+    probe,
+    recipes,
+    reproduce,
+    run,
+    stage,
+    status,
+    verify,
+    watch,
+)
 from layerwise.cli.command import Commands
 
 
@@ -24,6 +39,7 @@ def main() -> None:
       layerwise cache --module 1
       layerwise stage 2
       layerwise probe --module 2
+      layerwise export --module 2 --to encoder.pt2
     \b
     Before anything runs:
       layerwise plan --recipe stl10     memory and disk, stage by stage
@@ -31,5 +47,20 @@ def main() -> None:
     """
 
 
-for module in (run, stage, cache, probe, plan, memreport, status, verify, reproduce, recipes, grow):
+for module in (
+    run,
+    stage,
+    cache,
+    probe,
+    export,
+    embed,
+    plan,
+    memreport,
+    status,
+    watch,
+    verify,
+    reproduce,
+    recipes,
+    grow,
+):
     main.add_command(module.command)

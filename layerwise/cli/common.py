@@ -119,6 +119,7 @@ def _held_setup(options: Options, ranks: Ranks, purpose: str, writes: bool) -> I
     from layerwise.pipeline.setup import Origin, Setup
     from layerwise.recipe.loader import heeded, read_recipe, require_heeded, resolve_recipe
     from layerwise.render.progress import console_progress
+    from layerwise.render.trackers import tracked
 
     if writes:
         import layerwise.training.threads  # noqa: F401 - notes torch's own number of threads before a recipe can change it
@@ -154,7 +155,11 @@ def _held_setup(options: Options, ranks: Ranks, purpose: str, writes: bool) -> I
     _require_known_address(run, options, writes)
     if writes and options.recipe is None:
         _say_what_lies_elsewhere(run, options, data_dir)
-    with stop_on_signal() as stopping, console_progress(sys.stderr if options.json else sys.stdout) as progress:
+    with (
+        stop_on_signal() as stopping,
+        console_progress(sys.stderr if options.json else sys.stdout) as console,
+        tracked(console, options.track, folder) as progress,
+    ):
         device, words = pick_device(options.device), options.words()
         setup = Setup(
             run,

@@ -13,7 +13,7 @@ import click
 
 from layerwise.cli.command import Number, Option
 from layerwise.cli.outcome import errors_to_exit_codes
-from layerwise.settings.choices import FeedName, MethodName, ScheduleName
+from layerwise.settings.choices import FeedName, MethodName, ScheduleName, TrackerName
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 METHODS: tuple[str, ...] = get_args(MethodName)
@@ -32,6 +32,7 @@ class Options:
     data_dir: Path | None = None
     download: bool = False
     device: str = "auto"
+    track: TrackerName | None = None
 
     def override(self, **fields: object) -> Options:
         """The same with these fields of the recipe set too; None leaves a field as it is."""
@@ -169,6 +170,14 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
             "type": Number(min=1),
             "metavar": "COUNT",
             "help": "Augmentations that a cache stores for each training sample.",
+        },
+    ),
+    "track": (
+        "Output",
+        {
+            "type": click.Choice(get_args(TrackerName)),
+            "metavar": "TRACKER",
+            "help": "Write curves to tensorboard, wandb or trackio as well. TensorBoard's lie in RUN/curves.",
         },
     ),
     "json": ("Output", {"is_flag": True, "help": "Machine output on stdout; everything else goes to stderr."}),

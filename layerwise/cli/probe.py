@@ -20,7 +20,7 @@ from layerwise.cli.outcome import emit
 )
 @click.option("--fixed", is_flag=True, help="Classify hand-crafted features instead (MFCC, for speech).")
 @click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
-@options(*RUN, "device", *DATA)
+@options(*RUN, "device", *DATA, "track")
 def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> None:
     """Train a linear classifier on a module's frozen representation.
 

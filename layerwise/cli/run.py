@@ -12,7 +12,7 @@ from layerwise.cli.outcome import emit
 
 @click.command(cls=Command, name="run")
 @click.option("--fresh", is_flag=True, help="Train everything again.")
-@options(*RUN, "schedule", "feed", "device", *DATA, *MEMORY, *CACHE)
+@options(*RUN, "schedule", "feed", "device", *DATA, *MEMORY, *CACHE, "track")
 def command(fresh: bool, options: Options) -> None:
     """Train every module, write the caches, probe the representations, and write a report.
 
@@ -29,6 +29,8 @@ def command(fresh: bool, options: Options) -> None:
         run_all(setup, fresh=fresh)
         results = collect(setup)
         page = write_report(results, setup.run.report)
+        for picture in sorted(page.parent.glob("*.png")):
+            setup.progress.picture(picture.stem, picture.read_bytes())
         emit(
             options,
             {**results, "report": str(page)},

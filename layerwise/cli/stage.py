@@ -13,7 +13,7 @@ from layerwise.cli.outcome import emit
 @click.command(cls=Command, name="stage")
 @click.argument("number", type=Number(min=1))
 @click.option("--fresh", is_flag=True, help="Train it again from the beginning.")
-@options(*RUN, "device", *DATA, *MEMORY, *CACHE)
+@options(*RUN, "device", *DATA, *MEMORY, *CACHE, "track")
 def command(number: int, fresh: bool, options: Options) -> None:
     """Train module NUMBER to convergence and freeze it.
 

@@ -7,6 +7,7 @@ stages.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,15 @@ import torch
 from pydantic import Field, model_validator
 from torch.nn import functional as F
 
-from layerwise.data.dataset import IntArray, Splits
+from layerwise.data.dataset import IntArray, Split, Splits
+from layerwise.data.files import Framing, picture_files, picture_steps
 from layerwise.data.images import ArrayImages
 from layerwise.data.settings import DatasetSettings
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
-from layerwise.settings.base import Shape
+from layerwise.settings.base import JsonValue, Shape
+
+MEAN, STD = (0.305,), (0.355,)  # of pixel values from 0 to 1
 
 
 class Digits(DatasetSettings):
@@ -41,6 +45,16 @@ class Digits(DatasetSettings):
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.crop, self.crop), {"class": 10}
 
+    @property
+    def _framing(self) -> Framing:
+        return Framing(self.side, self.crop, True, MEAN, STD)
+
+    def of_files(self, files: Sequence[Path], progress: Progress = SILENT) -> Split:
+        return picture_files(files, self._framing, progress, decoded=self._framing)
+
+    def preprocessing(self) -> dict[str, JsonValue]:
+        return {**picture_steps(self._framing), "note": "the dataset has white strokes on black"}
+
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         from sklearn.datasets import load_digits
 
@@ -60,8 +74,8 @@ class Digits(DatasetSettings):
                 crop=self.crop,
                 flip=False,
                 grayscale=True,
-                mean=(0.305,),
-                std=(0.355,),
+                mean=MEAN,
+                std=STD,
                 seed=seed,
             )
 

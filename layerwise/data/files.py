@@ -9,9 +9,11 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +21,11 @@ import torch
 from torch import Tensor
 
 from layerwise.data.dataset import IntArray, Split
-from layerwise.data.decode import Unreadable, decode, window
+from layerwise.data.decode import MOST_PIXELS, Unreadable, decode, window
 from layerwise.data.images import normalise
-from layerwise.data.seen import legible
+from layerwise.data.seen import Facts, legible, look_through
 from layerwise.errors import DamagedData
+from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -80,6 +83,21 @@ class PictureSettings(Protocol):
     def max_pixels(self) -> int: ...
     @property
     def memory(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Framing:
+    """How pictures are read by a dataset whose own are not files: brought to a size, and cropped."""
+
+    resize: int | None
+    crop: int
+    grayscale: bool
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    tile: int | None = None
+    flip: bool = False
+    max_pixels: int = MOST_PIXELS
+    memory: int = 2**26
 
 
 class PictureStore:
@@ -218,3 +236,54 @@ def _starts(length: int, size: int) -> list[int]:
 
 def _name(region: Region, tile: int | None) -> str:
     return region.picture.id if tile is None else f"{region.picture.id}@{region.left},{region.top}"
+
+
+def picture_files(
+    files: Sequence[Path], settings: PictureSettings, progress: Progress = SILENT, *, decoded: PictureSettings
+) -> FolderImages:
+    """These files, each a sample, or as many as it has tiles; named by their paths.
+
+    Args:
+        decoded: the settings that the files are decoded by, where brightness is taken later than in the decoder.
+
+    Raises:
+        DamagedData: a file cannot be read; the message says why.
+    """
+
+    def look_at(content: bytes) -> Facts:
+        image = decode(content, grayscale=decoded.grayscale, max_pixels=decoded.max_pixels)
+        return {"width": image.width, "height": image.height}
+
+    pictures = []
+    kind = f"pictures-1-{decoded.max_pixels}"
+    looked = look_through(files, kind, look_at, progress, "look at the pictures", "pictures")
+    with closing(looked):
+        for path, facts in zip(files, looked, strict=True):
+            if not isinstance(facts, dict):
+                reason = facts.strerror if isinstance(facts, OSError) else facts
+                raise DamagedData(f"{legible(path)} cannot be read as a picture: {reason}")
+            pictures.append(Picture(str(path), None, facts["sha256"], facts["width"], facts["height"]))
+    return FolderImages(PictureStore(Path(), decoded), pictures, [], settings, 0)
+
+
+def picture_steps(settings: PictureSettings, grayscale: str = "Pillow's mode L") -> dict[str, Any]:
+    """What `picture_files` does to a picture, in order."""
+    mean, std = USUAL_LEVELS[1 if settings.grayscale else 3]
+    return {
+        "kind": "image",
+        "decode": "first frame, upright by its EXIF orientation, transparent parts white, 8 bits a channel",
+        "channels": f"brightness: {grayscale}" if settings.grayscale else "RGB",
+        "draft": "a JPEG at the smallest of its 1/1, 1/2, 1/4 and 1/8 whose shorter side is not below "
+        "resize_shorter_side_pixels (Pillow's Image.draft)"
+        if settings.resize and not settings.tile
+        else None,
+        "tile_pixels": settings.tile,
+        "resize_shorter_side_pixels": settings.resize,
+        "centre_crop_pixels": settings.crop,
+        "crop": "k = max(resize_shorter_side_pixels or min(width, height), c) / min(width, height), c = "
+        "centre_crop_pixels; left = max(round(width * k) - c, 0) // 2 / k, top likewise; "
+        "Image.resize((c, c), BILINEAR, box=(left, top, left + c / k, top + c / k))",
+        "divide_by": 255,
+        "subtract_mean": list(settings.mean or mean),
+        "divide_by_std": list(settings.std or std),
+    }

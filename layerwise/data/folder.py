@@ -17,15 +17,15 @@ from pathlib import Path
 
 from pydantic import Field, model_validator
 
-from layerwise.data.dataset import Splits
+from layerwise.data.dataset import Split, Splits
 from layerwise.data.decode import MOST_PIXELS, SUFFIXES, decode
-from layerwise.data.files import FolderImages, Picture, PictureStore
+from layerwise.data.files import FolderImages, Picture, PictureStore, picture_files, picture_steps
 from layerwise.data.images import check_levels
 from layerwise.data.seen import Facts, look_through
 from layerwise.data.settings import DatasetSettings
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.settings.base import MOST_SIDE, Shape, free
+from layerwise.settings.base import MOST_SIDE, JsonValue, Shape, free
 
 
 class ImageFolder(DatasetSettings):
@@ -116,6 +116,12 @@ class ImageFolder(DatasetSettings):
             classes={"class": len(classes)} if classes else {},
             notes=tuple(notes),
         )
+
+    def of_files(self, files: Sequence[Path], progress: Progress = SILENT) -> Split:
+        return picture_files(files, self, progress, decoded=self)
+
+    def preprocessing(self) -> dict[str, JsonValue]:
+        return picture_steps(self)
 
     def _choose(self, folder: Path, data_dir: Path) -> list[str]:
         """Names of the picture files, from the data directory on, in an order that has nothing to do with them."""

@@ -16,6 +16,9 @@ from torch import Tensor
 from layerwise.data.dataset import IntArray, Split
 from layerwise.seeding import numpy_generator
 
+LUMA = "0.299 R + 0.587 G + 0.114 B of the cropped pixels, unrounded"
+"""How `normalise` takes brightness."""
+
 
 class ArrayImages(Split):
     """(N, C, H, W) uint8 pictures, or those of them at `rows`; a view is a random crop and flip, the evaluation view

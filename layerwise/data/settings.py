@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
+from layerwise.errors import UsageError
 from layerwise.progress import SILENT, Progress
-from layerwise.settings.base import Settings, Shape
+from layerwise.settings.base import JsonValue, Settings, Shape
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from layerwise.data.dataset import Splits
+    from layerwise.data.dataset import Split, Splits
 
 
 class DatasetSettings(Settings, ABC):
@@ -46,4 +48,20 @@ class DatasetSettings(Settings, ABC):
         """Samples of each split of the dataset as its authors publish it, taken as the settings say; None where only
         the files tell. Lets caches be predicted before there are data.
         """
+        return None
+
+    def of_files(self, files: Sequence[Path], progress: Progress = SILENT) -> Split:
+        """These files as samples without labels, decoded and preprocessed as in the evaluation view.
+
+        Raises:
+            UsageError: the samples of this dataset do not come from files.
+            DamagedData: a file cannot be read.
+        """
+        raise UsageError(
+            f"the dataset {type(self).__name__} does not say how a file becomes a sample: preprocess the inputs "
+            "yourself and pass them to run.encoder(through=NUMBER)"
+        )
+
+    def preprocessing(self) -> dict[str, JsonValue] | None:
+        """How `of_files` turns a file into an input, for those who use an exported encoder; None where it cannot."""
         return None

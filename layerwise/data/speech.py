@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import Field
 
-from layerwise.data.dataset import IntArray, Splits
+from layerwise.data.dataset import IntArray, Split, Splits
 from layerwise.data.recordings import RATE, SHORTEST, Recording, Sound, Utterances, Windows, examine
 from layerwise.data.settings import DatasetSettings
-from layerwise.errors import NotReady, UsageError
+from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
-from layerwise.settings.base import Shape, free
+from layerwise.settings.base import JsonValue, Shape, free
 from layerwise.settings.units import counted
 
 SUFFIXES = (".flac", ".wav", ".ogg")
@@ -40,6 +40,24 @@ class SpeechSettings(DatasetSettings):
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {}
+
+    def of_files(self, files: Sequence[Path], progress: Progress = SILENT) -> Split:
+        """Whole recordings, as probes see them."""
+        recordings, bad = examine({str(path): (path, "") for path in files}, len(files), progress=progress)
+        if bad:
+            raise DamagedData("; ".join(bad[:5]) + ("; …" if bad[5:] else ""))
+        return Utterances(recordings, None, None, Sound(self.mean, self.std))
+
+    def preprocessing(self) -> dict[str, JsonValue]:
+        return {
+            "kind": "recording",
+            "decode": "values from -1 to 1, channels averaged",
+            "rate_hz": RATE,
+            "resample": "torchaudio.functional.resample with its defaults",
+            "length": "the whole recording",
+            "subtract_mean": self.mean,
+            "divide_by_std": self.std,
+        }
 
 
 class Speech(SpeechSettings):

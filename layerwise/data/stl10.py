@@ -9,22 +9,25 @@ Letters: N pictures.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import Field, model_validator
 
-from layerwise.data.dataset import IntArray, Splits
+from layerwise.data.dataset import IntArray, Split, Splits
 from layerwise.data.download import Archive, discard, fetch, unpack
-from layerwise.data.images import ArrayImages, check_levels
+from layerwise.data.files import Framing, picture_files, picture_steps
+from layerwise.data.images import LUMA, ArrayImages, check_levels
 from layerwise.data.settings import DatasetSettings
 from layerwise.errors import DamagedData, NotReady, UsageError
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
-from layerwise.settings.base import Shape, labelled_only
+from layerwise.settings.base import JsonValue, Shape, labelled_only
 
 ARCHIVE = Archive(
     urls=(
@@ -90,6 +93,17 @@ class STL10(DatasetSettings):
 
     def _held_out(self, pictures: int) -> int:
         return min(max(round(pictures * self.validation), 1), pictures - 1)
+
+    @property
+    def _framing(self) -> Framing:
+        return Framing(SIDE, self.crop, self.grayscale, self.mean, self.std)
+
+    def of_files(self, files: Sequence[Path], progress: Progress = SILENT) -> Split:
+        colour = dataclasses.replace(self._framing, grayscale=False)  # brightness is taken of the crop, unrounded
+        return picture_files(files, self._framing, progress, decoded=colour)
+
+    def preprocessing(self) -> dict[str, JsonValue]:
+        return picture_steps(self._framing, LUMA)
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         folder = find_files(data_dir, download=download, progress=progress)

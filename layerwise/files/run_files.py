@@ -22,6 +22,8 @@ from layerwise.files.storage import JSON_BYTES, raise_misplaced, read_file, read
 RECORDS = ("run.json", "recipe.json", "dataset.json", "expected.json")
 FOLDERS = ("stages", "caches", "probes", "report")
 LOCK = "lock"
+CURVES = "curves"
+"""What trackers wrote, such as TensorBoard: nothing reads it but they."""
 HOLDER = re.compile(r"process \d+ \([^()\n]{1,80}\)")
 """What a lock says of the process that holds it, or that was killed while it did."""
 

@@ -53,7 +53,7 @@ class Patchwise(Module):
         z: (B, C, R, S), the mean over each patch. output: (B, P, ...).
         """
         patches = x if self.cut is None else to_patches(x, *self.cut)
-        b = len(patches)
+        b = patches.shape[0]  # not len(): torch.export would take the batch size for a constant
         z, c, output = self.inner(patches.flatten(0, 1))
         pooled = self._pooled(z, b)
         return Encoded(pooled, pooled if c is z else self._pooled(c, b), output.unflatten(0, (b, -1)))

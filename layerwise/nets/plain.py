@@ -52,7 +52,7 @@ class PlainModule(Module):
     ) -> None:
         super().__init__()
         self.inner, self.reads, self.gives, self._represent = inner, reads, gives, represent
-        self._whole_numbers = whole_numbers
+        self.whole_numbers = whole_numbers
         along = any(isinstance(layer, nn.Conv1d | nn.ConvTranspose1d) for layer in inner.modules())
         self._last = (not along) if channels is None else channels == "last"
         with torch.no_grad():
@@ -61,7 +61,7 @@ class PlainModule(Module):
         self.channel_axis = 0 if len(gives) > 1 or not self._tokens(gives[0]) else 1
 
     def forward(self, x: Tensor) -> Encoded:
-        if self._whole_numbers:
+        if self.whole_numbers:
             x = x.long()
         before = x._version
         returned = self.inner(*unpacked(x, self.reads))

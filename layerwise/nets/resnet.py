@@ -158,7 +158,7 @@ class Stem(nn.Module):
         self.convolution = Convolution2d(inputs, outputs, 5, padding=2)
 
     def forward(self, images: Tensor) -> Tensor:
-        b = len(images)
+        b = images.shape[0]  # not len(): torch.export would take the batch size for a constant
         encoded: Tensor = self.convolution(to_patches(images, self.patch, self.stride).flatten(0, 1))
         return encoded.view(b, -1, *encoded.shape[1:])
 

@@ -172,6 +172,10 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
                 found["tasks"].setdefault(task, {})[state] = asdict(result)
             setup.progress.advance(1, 0, state)
     setup.progress.end()
+    outcomes = {
+        f"{task}, {state}": result["accuracy"] for task, by in found["tasks"].items() for state, result in by.items()
+    }
+    setup.progress.measured("probe", number, outcomes)
     write_json(path, found)
     return found
 

@@ -13,6 +13,7 @@ RUN/
   caches/1/                   module 1's outputs, a Zarr v3 group
   caches/1-window/            a rolling window on them, and 1.window.json: how it rolls
   probes/1.json               linear classifiers on module 1's representation
+  curves/                     what trackers wrote (--track), if there is one
   report/                     report.html, its pictures, and manifest.json with their hashes
 """
 

@@ -138,6 +138,10 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             setup.measure_threads,
         )
     setup.progress.end()
+    known = {
+        name: value for name in ("allocated", "reserved", "predicted") if (value := getattr(peak, name)) is not None
+    }
+    setup.progress.measured("memory", numbers[-1], {f"peak bytes, {name}": value for name, value in known.items()})
     outcome = {
         "epochs": place.epoch,
         "best_epoch": place.best_epoch,

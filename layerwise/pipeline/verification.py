@@ -36,6 +36,7 @@ from layerwise.files.records import (
 )
 from layerwise.files.run_files import (
     CACHE,
+    CURVES,
     FOLDERS,
     LOCK,
     MANIFEST,
@@ -339,7 +340,7 @@ def _verify_cache(found: Verification, number: int, location: Path | str, note: 
 
 def _find_unexpected(found: Verification) -> None:
     """All that no command put there; beside the run's own folders only the topmost names, which may be the user's."""
-    known = {*found.known, *(found.run / name for name in (LOCK, *FOLDERS))}
+    known = {*found.known, *(found.run / name for name in (LOCK, CURVES, *FOLDERS))}
     names = sorted(os.listdir(found.run))
     found.unexpected += [str(found.run / name) for name in names if found.run / name not in known]
     for name in FOLDERS:

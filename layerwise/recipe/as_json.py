@@ -49,13 +49,23 @@ def rebuild(described: JsonValue) -> Recipe:
         NeedsCode: some settings are of a class of the user's.
         DamagedData: no recipe can have these fields.
     """
-    try:
-        recipe = _rebuilt(described)
-    except ValidationError as error:
-        raise DamagedData(explain(error)) from error
+    recipe = rebuild_settings(described)
     if not isinstance(recipe, Recipe):
         raise DamagedData("it describes no recipe")
     return recipe
+
+
+def rebuild_settings(described: JsonValue) -> Any:
+    """The settings that `describe` was given, whatever their class.
+
+    Raises:
+        NeedsCode: some settings are of a class of the user's.
+        DamagedData: no settings can have these fields.
+    """
+    try:
+        return _rebuilt(described)
+    except ValidationError as error:
+        raise DamagedData(explain(error)) from error
 
 
 def _rebuilt(described: JsonValue) -> Any:

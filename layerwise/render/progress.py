@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from layerwise.progress import Progress
+from layerwise.progress import RESUMED, Progress, Step
 from layerwise.render.units import duration, size
 from layerwise.render.words import terminal_width, wrapped
 from layerwise.settings.units import counted
@@ -102,6 +102,19 @@ class _Bars:
         shown = "  ".join(part for part in (detail, work.rate()) if part)
         self._bar.update(self._task, completed=work.done, amount=work.amount(), detail=shown)
 
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
+        if step:
+            self.advance(step, 0, RESUMED)
+
+    def step(self, done: Step) -> None:
+        self.advance(1, done.samples, done.told())
+
+    def flush(self) -> None: ...
+
+    def measured(self, of: str, number: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, name: str, png: bytes) -> None: ...
+
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self.note(epoch_line(numbers, record))
 
@@ -130,6 +143,19 @@ class _Lines:
             self._last = now
             parts = (f"{work.title}: {work.amount()}", detail, work.rate(), work.left())
             self._console.print("  ".join(part for part in parts if part))
+
+    def training(self, modules: Sequence[int], step: int, whole: int) -> None:
+        if step:
+            self.advance(step, 0, RESUMED)
+
+    def step(self, done: Step) -> None:
+        self.advance(1, done.samples, done.told())
+
+    def flush(self) -> None: ...
+
+    def measured(self, of: str, number: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, name: str, png: bytes) -> None: ...
 
     def epoch(self, numbers: Sequence[int], record: Mapping[str, Any]) -> None:
         self.note(epoch_line(numbers, record))

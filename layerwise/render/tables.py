@@ -38,6 +38,11 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def console() -> Console:
+    """Of standard output; tables take what they need where it has no width, as in a pipe."""
+    return Console(highlight=False, markup=False, width=terminal_width(sys.stdout) or WIDEST)
+
+
 def show(*parts: str | Table) -> None:
     """Nothing is cut off: where there is no width, as in a pipe, tables take what they need; on a terminal, cells and
     lines go on below.

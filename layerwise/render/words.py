@@ -7,8 +7,23 @@ import re
 import shutil
 from typing import IO
 
-COMMANDS = ("run", "stage", "cache", "probe", "plan", "memreport", "status", "verify", "reproduce", "recipes", "grow")
-_FLAG = r"--(?:fresh|repair|prune|yes|download|json|fixed)(?![\w-])"
+COMMANDS = (
+    "run",
+    "stage",
+    "cache",
+    "probe",
+    "plan",
+    "memreport",
+    "status",
+    "verify",
+    "reproduce",
+    "recipes",
+    "grow",
+    "export",
+    "embed",
+    "watch",
+)
+_FLAG = r"--(?:fresh|repair|prune|yes|download|json|fixed|overwrite|positions)(?![\w-])"
 _OPTION = r"--[a-z][a-z-]*(?:=| +)(?:'[^']*'|\"[^\"]*\"|[^\s'\"])+"
 _ARGUMENT = r"(?:\d+|[A-Z]+|table\d|figure\d)(?![\w-])"
 COPIED = re.compile(rf"layerwise (?:{'|'.join(COMMANDS)})\b(?: +(?:{_FLAG}|{_OPTION}|{_ARGUMENT}))*|{_OPTION}")

@@ -12,3 +12,4 @@ ScheduleName = Literal["iterative", "simultaneous"]
 """One module after another, or all in each step."""
 FeedName = Literal["cache", "recompute"]
 """What the stages above the first read: a cache, or the dataset through the frozen modules."""
+TrackerName = Literal["tensorboard", "wandb", "trackio"]

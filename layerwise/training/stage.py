@@ -18,7 +18,7 @@ import torch
 from layerwise.errors import Diverged, StoppedEarly
 from layerwise.files.metrics import METRICS, append_metrics, keep_metrics
 from layerwise.files.tensors import weights_digest
-from layerwise.progress import Progress
+from layerwise.progress import Progress, Step
 from layerwise.settings.training import Training
 from layerwise.settings.units import counted
 from layerwise.training.checkpoint import load_checkpoint, save_checkpoint
@@ -26,9 +26,6 @@ from layerwise.training.feeds import Batch, Feed
 from layerwise.training.ranks import Ranks
 from layerwise.training.step import Arithmetic, Learner, grouped_loss, require_finite, train_step
 from layerwise.training.threads import best_threads, set_by_user, use_threads
-
-RESUMED = "resumed"
-"""What the first report of a training that goes on says: its updates were made before, and tell nothing of speed."""
 
 
 @dataclass
@@ -85,13 +82,12 @@ def train(
     ranks = arithmetic.ranks
     place = Place(**load_checkpoint(folder, learners, made_from) or {})
     ranks.wait()  # until all have read it, and before the first writes another
-    first_step = place.step
-    if first_step:
-        progress.advance(first_step, 0, RESUMED)
-        if not place.converged(training):
-            numbers = "-".join(str(learner.number) for learner in (learners[0], learners[-1])[: len(learners)])
-            where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"
-            progress.note(f"{'module' if len(learners) == 1 else 'modules'} {numbers}: resuming at {where}")
+    first_step, modules = place.step, [learner.number for learner in learners]
+    progress.training(modules, first_step, first_step - place.batch)
+    if first_step and not place.converged(training):
+        numbers = "-".join(map(str, (modules[0], modules[-1])[: len(modules)]))
+        where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"
+        progress.note(f"{'module' if len(modules) == 1 else 'modules'} {numbers}: resuming at {where}")
     if ranks.first and (lost := keep_metrics(folder / METRICS, place.epoch, len(learners))):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
         progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
@@ -111,11 +107,10 @@ def train(
                 after_first_step()
             place.sums = [total + loss for total, loss in zip(place.sums or [0.0] * len(losses), losses, strict=True)]
             place.step, place.batch = place.step + 1, place.batch + 1
-            progress.advance(
-                1, batch.total, f"epoch {place.epoch + 1}, loss {' '.join(f'{loss:.3f}' for loss in losses)}"
-            )
+            progress.step(Step(modules, place.step, place.epoch + 1, losses, batch.total))
             stop = ranks.any(should_stop())
             if ranks.first and (stop or place.step % training.checkpoint_every == 0):
+                progress.flush()
                 place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
@@ -143,8 +138,10 @@ def train(
         }
         if ranks.first:
             append_metrics(folder / METRICS, record)
+        progress.epoch(modules, record)
+        progress.flush()
+        if ranks.first:
             save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
-        progress.epoch([learner.number for learner in learners], record)
     ranks.wait()  # until the first has written it
     load_checkpoint(folder, learners, made_from, best=training.keep == "best")
     ranks.wait()  # until all have read it, and before the first drops it

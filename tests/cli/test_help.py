@@ -15,14 +15,17 @@ DATA = {"data-dir", "download", "data"}
 MEMORY = {"max-memory", "micro-batch"}
 CACHE = {"cache-budget", "cache-url", "views"}
 OFFERED = {
-    "run": {"fresh", "schedule", "feed", "device", *RUN, *DATA, *MEMORY, *CACHE},
-    "stage": {"fresh", "device", *RUN, *DATA, *MEMORY, *CACHE},
+    "run": {"fresh", "schedule", "feed", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
+    "stage": {"fresh", "device", "track", *RUN, *DATA, *MEMORY, *CACHE},
     "cache": {"module", "repair", "task", "commit", "prune", "yes", "device", *RUN, *DATA, *CACHE},
-    "probe": {"module", "fixed", "fresh", "device", *RUN, *DATA},
     "plan": {"schedule", "feed", "device", "data-dir", "data", *RUN, *MEMORY, *CACHE},
+    "probe": {"module", "fixed", "fresh", "device", "track", *RUN, *DATA},
+    "export": {"module", "to", "overwrite", *RUN},
+    "embed": {"module", "to", "positions", "overwrite", "device", *RUN},
     "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
     "reproduce": {"scale", "seeds", "fresh", "recipe", "set", "run-dir", "device", *DATA},
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},
+    "watch": {"once", "every", "recipe", "run-dir"},
     "recipes": set(),
 }
 
@@ -44,7 +47,7 @@ def test_options_stand_under_headings() -> None:
     assert under["Options"] == {"fresh"}
     assert under["Run"] == {*RUN, "schedule", "feed", "device"}
     assert (under["Data"], under["Memory"], under["Cache"]) == (DATA, MEMORY, CACHE)
-    assert under["Output"] == {"json", "help"}
+    assert under["Output"] == {"track", "json", "help"}
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

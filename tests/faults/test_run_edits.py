@@ -20,13 +20,15 @@ from tests.faults.runs import make_bystander, tree
 
 SECONDS = 1.0  # of processor time, beyond what the command takes on the run as it was
 MEMORY = 12 << 30  # bytes of address space, most of them libraries
-ALWAYS = (["status"], ["verify"])
+ALWAYS = (["status"], ["verify"])  # which tells of every edit
 SOMETIMES = (
     ["plan"],
     ["stage", "1"],
     ["stage", "2"],
     ["cache", "--module", "1", "--repair"],
     ["probe", "--module", "1"],
+    ["watch", "--once"],
+    ["export", "--module", "1", "--to", "encoder.safetensors"],
 )
 
 

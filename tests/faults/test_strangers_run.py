@@ -76,7 +76,7 @@ def make_run(tmp_path: Path, canary: Path, monkeypatch: pytest.MonkeyPatch) -> C
 
 def test_no_command_runs_what_a_run_names(make_run, canary):
     folder = make_run(BUILT_IN_CLASSES)
-    for command in (["status"], ["plan"], ["cache", "--prune"], ["run"], ["verify"], ["status"]):
+    for command in (["status"], ["plan"], ["cache", "--prune"], ["run"], ["verify"], ["watch", "--once"], ["status"]):
         where = ["--run-dir", str(folder)] if command == ["run"] else []
         result = call(*command, *where)
         assert result.exit_code == 0, result.stderr
@@ -85,7 +85,16 @@ def test_no_command_runs_what_a_run_names(make_run, canary):
 
 
 PRUNE = ("cache", "--prune")
-COMMANDS = (["plan"], ["probe"], ["cache", "--module", "1"], ["cache", "--prune"], ["stage", "1"], ["grow"], ["run"])
+COMMANDS = (
+    ["plan"],
+    ["probe"],
+    ["export", "--to", "encoder.pt2"],
+    ["cache", "--module", "1"],
+    ["cache", "--prune"],
+    ["stage", "1"],
+    ["grow"],
+    ["run"],
+)
 
 
 def test_a_run_that_needs_code_says_which_file_to_name(make_run, canary, tmp_path):
