@@ -74,6 +74,7 @@ def describe(
     max_memory: int | str | None = None,
     patches: tuple[int, int] | None = None,
     represent: Represent | None = None,
+    views: int = 1,
     feed: FeedName = "cache",
     schedule: ScheduleName = "iterative",
     cache: Literal["float32", "float16", "bfloat16", "uint8"] = "float16",
@@ -101,6 +102,8 @@ def describe(
         patches: size and stride, in pixels, of the patches of an image that the modules see one at a time.
         represent: from what a module returns to its representation, (B, C) or (B, C, *positions). By default what it
             returns.
+        views: augmentations of each sample that the loss compares, drawn by the dataset's own transforms. The loss then
+            gets representations (B, views, C, *positions).
         feed: "recompute" passes the data through the frozen modules in every epoch, instead of reading a cache.
         schedule: "simultaneous" trains all modules in each step.
         cache: the dtype in which outputs are stored.
@@ -120,7 +123,7 @@ def describe(
         name=name,
         dataset=data if labelled is None else data.with_labelled(*labelled),
         network=GivenNetwork.of(made),
-        objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective),
+        objective=objective if isinstance(objective, ObjectiveSettings) else GivenObjective.of(objective, views),
         optimiser=Optimiser() if optimiser is None else optimiser_of(optimiser),
         training=Training(batch_size=batch_size, epochs=epochs, max_memory=max_memory, **training),
         probe=probe,

@@ -93,7 +93,9 @@ def predict(
         below = modules[: numbers[0] - 1]
         given = stage_batch(recipe, below, samples)
         live.claim([given.inputs], None if host_apart else "inputs")
-        batch = _Counted(given.inputs, given.labels, decode=given.decode, live=live, host_apart=host_apart)
+        batch = _Counted(
+            given.inputs, given.labels, decode=given.decode, views=given.views, live=live, host_apart=host_apart
+        )
         device = torch.device("cpu")
         learners = [
             make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device)
@@ -191,7 +193,7 @@ class _Counted(Batch):
     host_apart: bool = field(kw_only=True)
 
     def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
-        part = self.inputs[chunk]
+        part = self.inputs[chunk] if self.views == 1 else self.inputs[chunk].flatten(0, 1)
         inputs = self.decode(part.clone() if self.host_apart else part)
         self.live.claim([inputs], "inputs")
         return inputs
@@ -209,7 +211,9 @@ def stage_batch(recipe: Recipe, below: Sequence[Module], samples: Samples) -> Ba
     dtype, decode = one.dtype, as_stored
     if below and recipe.feed == "cache":
         dtype, decode = STORED[recipe.cache.dtype], partial(_decode, bits=recipe.cache.dtype == "bfloat16")
-    return Batch(torch.zeros(size, *one.shape[1:], dtype=dtype), labels, decode=decode)
+    views = recipe.views_of(len(below) + 1)
+    shape = (size, *one.shape[1:]) if views == 1 else (size, views, *one.shape[1:])
+    return Batch(torch.zeros(shape, dtype=dtype), labels, decode=decode, views=views)
 
 
 def _decode(stored: Tensor, bits: bool) -> Tensor:

@@ -52,8 +52,6 @@ UNKNOWN = nn.CrossEntropyLoss().ignore_index  # what the data marks labels with 
 
 
 class CrossEntropyLoss(Objective):
-    needs_labels = True
-
     def __init__(self, channels: int, task: str, classes: int, pooled: bool, hop: int | None = None) -> None:
         super().__init__()
         self.task, self.pooled, self.hop = task, pooled, hop

@@ -35,16 +35,14 @@ def at_least_float32(values: Tensor) -> Tensor:
 class Objective(nn.Module, ABC):
     """A local loss with parameters of its own, thrown away after training."""
 
-    needs_labels: bool = False
-
     def represent(self, encoded: Encoded) -> tuple[Tensor, ...]:
-        """Each (B, ...): all that `loss` needs of a micro-batch. Sample by sample; the default is `(z, c)`."""
+        """Each (B, ...): all that `loss` needs of a micro-batch. Sample by sample, and view by view where the settings
+        ask for several (B is then their number times that of the samples); the default is `(z, c)`.
+        """
         return (encoded.z,) if encoded.c is encoded.z else (encoded.z, encoded.c)
 
     @abstractmethod
     def loss(self, representations: tuple[Tensor, ...], context: Context) -> Tensor:
-        """Scalar mean over the batch, in nats."""
-
-    def metrics(self, representations: tuple[Tensor, ...], context: Context) -> dict[str, float]:
-        """Further figures for the log; none by default."""
-        return {}
+        """Scalar mean over the batch, in nats. The representations are (B, V, ...) where the settings ask for V > 1
+        views of each sample.
+        """

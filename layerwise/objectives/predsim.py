@@ -43,8 +43,6 @@ class PredSim(ObjectiveSettings):
 class PredSimLoss(Objective):
     """The representation is read as one feature map, (B, C, rows, columns) over the patches or (B, C, frames)."""
 
-    needs_labels = True
-
     def __init__(self, channels: int, task: str, classes: int, weight: float) -> None:
         super().__init__()
         self.task, self.classes, self.weight = task, classes, weight

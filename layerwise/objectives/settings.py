@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 class ObjectiveSettings(Settings, ABC):
     """A local loss."""
 
+    @property
+    def views(self) -> int:
+        """How many augmented views of each sample a batch carries for this loss."""
+        return 1
+
     @abstractmethod
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         """The loss for one module of a network whose samples have `sample_shape`.

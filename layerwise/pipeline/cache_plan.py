@@ -44,6 +44,8 @@ class CachePlan:
     module: int
     samples: Mapping[str, int]
     """Of each split."""
+    views: Mapping[str, int]
+    """That are stored of each sample of a split."""
     values: Mapping[str, int]
     """Numbers that the module makes of each split."""
     each: int
@@ -54,7 +56,7 @@ class CachePlan:
     def bytes_(self, cache: CacheSettings) -> dict[str, int]:
         """dtype to bytes before compression."""
         values = sum(
-            count * (cache.views if split == "train" else 1)
+            count * self.views[split]
             for split, count in self.values.items()
             if cache.probe_splits or split not in PROBED
         )
@@ -72,7 +74,8 @@ class CachePlan:
 
     def _least(self, cache: CacheSettings, batch_size: int) -> int:
         window = (SLOTS + 1) * least_slot(batch_size) * self.each
-        stored = {**self.values, "train": min(window, self.values["train"])}
+        others = {split: count * self.views[split] for split, count in self.values.items()}
+        stored = {**others, "train": min(window, self.values["train"])}
         values = sum(count for split, count in stored.items() if cache.probe_splits or split not in PROBED)
         return values * ITEM[cache.dtype]
 
@@ -97,6 +100,7 @@ def cache_plans(setup: Setup, sample: Shape, sizes: SplitSizes) -> list[CachePla
         CachePlan(
             number,
             sizes.samples,
+            {split: recipe.stored_views(split) for split in sizes.samples},
             counts[number - 1],
             math.prod(shapes[number - 1]),
             activation_cache.inspect(setup.run.cache(number)).bytes,

@@ -216,7 +216,12 @@ def _layout(setup: Setup, outputs: Feed, name: str) -> SplitSpec:
 
 
 def _views(setup: Setup, split: str) -> int:
-    return setup.recipe.cache.views if split == "train" else 1
+    return setup.recipe.stored_views(split)
+
+
+def _read_as(setup: Setup, split: str, view: int) -> int | None:
+    """The view of the inputs of which a view of the outputs is made: of a split that has one, the evaluation view."""
+    return view if split == "train" or _views(setup, split) > 1 else None
 
 
 def _lasting(setup: Setup, split: str, labels: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -232,7 +237,7 @@ def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
     setup.progress.begin(f"cache {number}", total, "samples")
     for name, view, part in todo:
         at = part.start
-        for batch in outputs.in_order(name, view if name == "train" else None, part.start):
+        for batch in outputs.in_order(name, _read_as(setup, name, view), part.start):
             count = min(len(batch), part.stop - at)
             labels = {task: part[:count].numpy() for task, part in _lasting(setup, name, batch.labels).items()}
             values = as_stored(batch.inputs[:count], storage(setup))

@@ -75,7 +75,7 @@ def stage_part(setup: Setup, number: int) -> dict[str, Any]:
         # A float32 cache and the modules themselves give the same bits in the same order, so it does not matter which
         # of the two feeds the stage; but for small compressed samples, which the cache shuffles in windows.
         stored = recipe.cache.dtype if recipe.feed == "cache" else "float32"
-        identity["inputs"] = {"views": recipe.cache.views, "dtype": stored}
+        identity["inputs"] = {"views": recipe.stored_views("train"), "dtype": stored}
         if recipe.feed == "cache" and _in_windows(setup, number - 1):
             identity["inputs"]["order"] = "in windows"
     return identity

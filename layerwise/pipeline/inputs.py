@@ -31,10 +31,16 @@ def stage_inputs(setup: Setup, number: int) -> Feed:
         NotReady: a module below is not frozen, or its cache is not there, with the command that mends it.
     """
     if number == 1:
-        return DatasetFeed(setup.splits, setup.recipe.training.batch_size, setup.order_seed(1), part=setup.part)
+        return DatasetFeed(
+            setup.splits,
+            setup.recipe.training.batch_size,
+            setup.order_seed(1),
+            together=setup.recipe.views_of(1),
+            part=setup.part,
+        )
     require_stages(setup, number - 1)
     read = cached_inputs if setup.recipe.feed == "cache" else _recomputed
-    return read(setup, number, setup.part)
+    return read(setup, number, setup.recipe.views_of(number), setup.part)
 
 
 def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
@@ -49,10 +55,11 @@ def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:
     return _recomputed(setup, number)
 
 
-def cached_inputs(setup: Setup, number: int, part: slice = ALL) -> Feed:
+def cached_inputs(setup: Setup, number: int, together: int = 1, part: slice = ALL) -> Feed:
     """What stage `number` reads from the cache below it: all of it, or a window that rolls.
 
     Args:
+        together: views of each sample that a training batch carries.
         part: which samples of each training batch are read.
     """
     below = number - 1
@@ -65,7 +72,14 @@ def cached_inputs(setup: Setup, number: int, part: slice = ALL) -> Feed:
                 f"the cache of module {below} takes {found.bytes:,} bytes, more than the budget of "
                 f"{setup.recipe.cache.budget:,}. Write it again as a window with: {cache_command(setup, below)}"
             )
-        return CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend, part=part)
+        return CacheFeed(
+            cache, batch_size, setup.order_seed(number), setup.device, mend=mend, together=together, part=part
+        )
+    if together > 1:
+        raise UsageError(
+            f"the cache of module {below} is a window that rolls, which holds one view of a sample, and the objective "
+            f"compares {together}: allow the whole cache with --cache-budget, or read none with --set feed=recompute"
+        )
     if part != ALL:
         raise UsageError(
             f"the cache of module {below} is a window that rolls, which several processes cannot share: start one "
@@ -105,9 +119,11 @@ def cached_inputs(setup: Setup, number: int, part: slice = ALL) -> Feed:
     return WindowFeed(feed, window, fill, rolling, batch_size, seed, device, errors, reserve, slot_budget)
 
 
-def _recomputed(setup: Setup, number: int, part: slice = ALL) -> Feed:
-    recipe, views = setup.recipe, setup.recipe.cache.views
-    source = DatasetFeed(setup.splits, recipe.training.batch_size, setup.order_seed(number), views=views, part=part)
+def _recomputed(setup: Setup, number: int, together: int = 1, part: slice = ALL) -> Feed:
+    recipe, views = setup.recipe, setup.recipe.stored_views("train")
+    source = DatasetFeed(
+        setup.splits, recipe.training.batch_size, setup.order_seed(number), views=views, together=together, part=part
+    )
     if number == 1:
         return source
     limited = recipe.training.micro_batch is not None or recipe.training.max_memory is not None

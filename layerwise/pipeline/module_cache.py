@@ -51,7 +51,7 @@ def cache_part(setup: Setup, number: int) -> dict[str, Any]:
         "dataset": recipe.dataset.identity(of_stages=recipe.dataset.probed_apart),
         "manifest": {name: value for name, value in setup.facts.manifest.items() if name in _splits(setup)},
         "network": recipe.network.through(number),
-        "views": recipe.cache.views,
+        "views": recipe.stored_views("train"),
         "calibration": CALIBRATION_SAMPLES if recipe.cache.dtype == "uint8" else None,
     }
     if number > 1 and recipe.feed == "cache" and recipe.cache.dtype != "float32":

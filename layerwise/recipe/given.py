@@ -31,7 +31,7 @@ from layerwise.objectives.objective import Context, Objective
 from layerwise.objectives.settings import ObjectiveSettings
 from layerwise.progress import SILENT, Progress
 from layerwise.seeding import numpy_generator
-from layerwise.settings.base import Shape, free, labelled_only
+from layerwise.settings.base import Shape, free, labelled_only, later
 from layerwise.settings.sources import NoSource, code_of
 
 HELD_OUT = 0.1  # of the training samples, where no others are given to tell when a module has converged
@@ -165,10 +165,11 @@ class GivenObjective(ObjectiveSettings):
     """A loss that was made in Python."""
 
     source: str = Field(description="what was handed over, and the sha256 of its code")
+    carried: int = later(1, ge=1, le=64, description="augmented views of each sample that the loss compares")
     _make: Callable[[Module], Objective | Loss] | None = PrivateAttr(default=None)
 
     @classmethod
-    def of(cls, loss: Objective | Loss | type[nn.Module]) -> GivenObjective:
+    def of(cls, loss: Objective | Loss | type[nn.Module], views: int = 1) -> GivenObjective:
         """`loss`: an `Objective`; a function of representations and context; a module called with both; or a class,
         which is called with each `Module` to make one of these.
         """
@@ -184,9 +185,13 @@ class GivenObjective(ObjectiveSettings):
             def make(module: Module) -> Any:
                 return loss
 
-        found = cls(source=_code_of(loss))
+        found = cls(source=_code_of(loss), carried=views)
         found._make = make
         return found
+
+    @property
+    def views(self) -> int:
+        return self.carried
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         if self._make is None:

@@ -51,6 +51,17 @@ class Recipe(Settings):
     )
     seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
 
+    def views_of(self, number: int) -> int:
+        """Augmented views of each sample that module `number` trains on at a time, as its objective asks."""
+        own = self.stages.get(number, {}).get("objective")
+        objective = own if isinstance(own, ObjectiveSettings) else self.objective
+        return objective.views
+
+    def stored_views(self, split: str) -> int:
+        """Views of each sample of a split that a cache holds."""
+        asked = max(self.views_of(number) for number in (1, *self.stages))
+        return {"train": max(asked, self.cache.views), "validation": asked}.get(split, 1)
+
     def groups(self, depth: int) -> list[tuple[int, ...]]:
         """The trainings of modules 1 to `depth`, in their order: the numbers of those that are trained at once.
 

@@ -54,6 +54,10 @@ class Batch:
     """Number of the first of these samples in the whole batch, of which they may be one process's part."""
     whole: int | None = None
     """Samples of the whole batch; None: these are all."""
+    views: int = 1
+    """Augmented views of each sample. Where there are several, inputs are (B, views, *sample_shape) as stored, and the
+    views of a sample go through a module one after another, as samples of their own.
+    """
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
@@ -69,7 +73,13 @@ class Batch:
         return replace(self, inputs=self.inputs[count:], labels=labels, ids=self.ids[count:])
 
     def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
-        return self.decode(self.inputs[chunk].to(device))
+        """(b, *sample_shape), or (b * views, *sample_shape), floating point."""
+        stored = self.inputs[chunk].to(device)
+        return self.decode(stored if self.views == 1 else stored.flatten(0, 1))
+
+    def by_sample(self, parts: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Representations (b * views, ...) as (b, views, ...)."""
+        return parts if self.views == 1 else tuple(part.unflatten(0, (-1, self.views)) for part in parts)
 
     def labels_on(self, device: torch.device) -> dict[str, Tensor]:
         return {task: values.to(device) for task, values in self.labels.items()}
@@ -87,6 +97,8 @@ class Feed(ABC):
 
     samples: int
     """Training samples in an epoch."""
+    views: int = 1
+    """Views of each sample in a batch that `shuffled` and `validation` give."""
 
     @abstractmethod
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
@@ -97,6 +109,13 @@ class Feed(ABC):
         """Every sample of a split from number `start` on, in order; the last batch may be smaller. `view` is for
         `train` alone.
         """
+
+    def validation(self, start: int = 0) -> Iterator[Batch]:
+        """Every validation sample from number `start` on, in order, and in as many views as a stage trains on."""
+        if self.views == 1:
+            yield from self.in_order("validation", start=start)
+        else:
+            yield from side_by_side([self.in_order("validation", view, start) for view in range(self.views)])
 
     @abstractmethod
     def splits(self) -> Sequence[str]:
@@ -118,11 +137,20 @@ class DatasetFeed(Feed):
     """Samples of a dataset; training views are fresh in every epoch unless `views` fixes their number."""
 
     def __init__(
-        self, splits: Splits, batch_size: int, seed: int, *, views: int | None = None, part: slice = ALL
+        self,
+        splits: Splits,
+        batch_size: int,
+        seed: int,
+        *,
+        views: int | None = None,
+        together: int = 1,
+        part: slice = ALL,
     ) -> None:
-        """`part`: which samples of each training batch are read, those of this process."""
+        """`together`: views of each sample in a batch; `part`: which samples of each training batch are read, those of
+        this process.
+        """
         self._splits, self._batch_size, self._seed, self._views = splits, batch_size, seed, views
-        self._part = part
+        self._part, self.views = part, together
         self.samples = len(splits.train)
         require_full_batch(self.samples, batch_size)
 
@@ -132,10 +160,10 @@ class DatasetFeed(Feed):
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         order = epoch_order(self.samples, self._seed, epoch)
         whole = self.samples // self._batch_size
-        view = epoch if self._views is None else epoch % self._views
         batches = np.split(order[: whole * self._batch_size], whole)[start:]
         parts = [batch[self._part] for batch in batches]
-        yield from map(part_of(self._part, self._batch_size), self._read("train", parts, view))
+        read = [self._read("train", parts, view) for view in views_of(epoch, self.views, self._views)]
+        yield from map(part_of(self._part, self._batch_size), side_by_side(read))
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         indices = np.arange(start, len(self._splits.named()[split]))
@@ -173,7 +201,7 @@ class RecomputeFeed(Feed):
 
     def __init__(self, source: Feed, prefix: Sequence[Module], device: torch.device, keep: torch.device = HOST) -> None:
         self._source, self._prefix, self._device, self._keep = source, prefix, device, keep
-        self.samples = source.samples
+        self.samples, self.views = source.samples, source.views
 
     def splits(self) -> Sequence[str]:
         return self._source.splits()
@@ -197,14 +225,16 @@ class RecomputeFeed(Feed):
         # A few at a time: a frozen module's activations are many times its output, and on a CPU those of one sample
         # stay in the processor's caches.
         few = 16 if self._device.type == "cuda" else 1
+        rows = batch if batch.views == 1 else replace(batch, inputs=batch.inputs.flatten(0, 1), views=1)
         with torch.no_grad():
-            first = self._through(batch.inputs_on(self._device, slice(0, few)))
-            outputs = first.new_empty((len(batch), *first.shape[1:]), device=self._keep)
+            first = self._through(rows.inputs_on(self._device, slice(0, few)))
+            outputs = first.new_empty((len(rows), *first.shape[1:]), device=self._keep)
             outputs[:few] = first
-            for begin in range(few, len(batch), few):
+            for begin in range(few, len(rows), few):
                 chunk = slice(begin, begin + few)
-                outputs[chunk] = self._through(batch.inputs_on(self._device, chunk))
-        return Batch(outputs, batch.labels, batch.ids, begin=batch.begin, whole=batch.whole)
+                outputs[chunk] = self._through(rows.inputs_on(self._device, chunk))
+        (outputs,) = batch.by_sample((outputs,))
+        return replace(batch, inputs=outputs, decode=as_stored)
 
     def _through(self, x: Tensor) -> Tensor:
         for module in self._prefix:
@@ -216,13 +246,19 @@ class CacheFeed(Feed):
     """Outputs of the frozen modules below, read from an activation cache."""
 
     def __init__(
-        self, cache: Cache, batch_size: int, seed: int, device: torch.device, *, mend: str = "", part: slice = ALL
+        self,
+        cache: Cache,
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        *,
+        mend: str = "",
+        together: int = 1,
+        part: slice = ALL,
     ) -> None:
-        """`mend`: the command that repairs the cache, for messages; `part`: which samples of each training batch are
-        read, those of this process.
-        """
+        """`mend`: the command that repairs the cache, for messages; `together` and `part`: see `DatasetFeed`."""
         self._cache, self._batch_size, self._seed, self._device = cache, batch_size, seed, device
-        self._mend, self._part = mend, part
+        self._mend, self._part, self.views = mend, part, together
         if "train" in cache.splits:
             self.samples = cache.splits["train"].samples
             require_full_batch(self.samples, batch_size)
@@ -232,19 +268,22 @@ class CacheFeed(Feed):
 
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         split = self._cache.splits["train"]
-        found = split.batches(
-            self._batch_size,
-            seed=self._seed,
-            epoch=epoch,
-            start=start,
-            view=epoch % split.views,
-            within=self._part,
-            threads=_readers(),
-            allocate=pinned if self._device.type == "cuda" else np.empty,
-        )
-        part = part_of(self._part, self._batch_size)
+        found = [
+            split.batches(
+                self._batch_size,
+                seed=self._seed,
+                epoch=epoch,
+                start=start,
+                view=view,
+                within=self._part,
+                threads=_readers(),
+                allocate=pinned if self._device.type == "cuda" else np.empty,
+            )
+            for view in views_of(epoch, self.views, split.views)
+        ]
+        part, converted = part_of(self._part, self._batch_size), batch_of(split, self._device)
         with self._damage_named():
-            yield from map(part, map(batch_of(split, self._device), found))
+            yield from map(part, side_by_side([map(converted, batches) for batches in found]))
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         chosen = self._cache.splits[split]
@@ -281,6 +320,22 @@ class CacheFeed(Feed):
         chosen = self._cache.splits[split]
         sizes = tuple(chosen.longest or 0 if size is None else size for size in chosen.shape)
         return SampleShape(sizes, chosen.longest is not None)
+
+
+def views_of(epoch: int, together: int, stored: int | None) -> list[int]:
+    """The numbers of the views that an epoch's batches carry: new ones, or of `stored` ones those whose turn it is."""
+    numbers = range(epoch * together, (epoch + 1) * together)
+    return [number if stored is None else number % stored for number in numbers]
+
+
+def side_by_side(views: Sequence[Iterator[Batch]]) -> Iterator[Batch]:
+    """Batches that carry several views of the same samples, from those that carry one each."""
+    if len(views) == 1:
+        yield from views[0]
+        return
+    for batches in zip(*views, strict=True):
+        inputs = torch.stack([batch.inputs for batch in batches], 1)
+        yield replace(batches[0], inputs=inputs, views=len(batches))
 
 
 def part_of(part: slice, batch_size: int) -> Callable[[Batch], Batch]:

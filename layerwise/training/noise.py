@@ -43,7 +43,7 @@ class NoisyFeed(Feed):
 
     def __init__(self, feed: Feed, level: float, seed: int) -> None:
         self._feed, self._level, self._seed = feed, level, seed
-        self.samples = feed.samples
+        self.samples, self.views = feed.samples, feed.views
 
     def shuffled(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         for number, batch in enumerate(self._feed.shuffled(epoch, start), start):
@@ -52,6 +52,9 @@ class NoisyFeed(Feed):
 
     def in_order(self, split: str, view: int | None = None, start: int = 0) -> Iterator[Batch]:
         yield from self._feed.in_order(split, view, start)
+
+    def validation(self, start: int = 0) -> Iterator[Batch]:
+        yield from self._feed.validation(start)
 
     def splits(self) -> Sequence[str]:
         return self._feed.splits()

@@ -162,7 +162,7 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, ba
                 x = batch.inputs_on(arithmetic.device, chunk)
                 for learner, of_learner in zip(learners, parts, strict=True):
                     encoded = learner.module(x)
-                    of_learner.append(learner.objective.represent(encoded))
+                    of_learner.append(batch.by_sample(learner.objective.represent(encoded)))
                     x = encoded.output
             labels, found[number] = batch.labels_on(arithmetic.device), []
             for learner, of_learner in zip(learners, parts, strict=True):
@@ -182,13 +182,13 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, ba
 def _validation_batches(feed: Feed, batch_size: int, ranks: Ranks) -> Iterator[tuple[int, Batch]]:
     """Those that this process takes, with their numbers."""
     if ranks.alone:
-        yield from enumerate(feed.in_order("validation"))
+        yield from enumerate(feed.validation())
         return
     size = 1 if feed.shape("validation").ragged else batch_size
     shares = ranks.shares(-(-feed.samples_of("validation") // size))
     mine = range(shares[ranks.rank], shares[ranks.rank + 1])
     if mine:
-        yield from zip(mine, feed.in_order("validation", start=mine.start * size), strict=False)
+        yield from zip(mine, feed.validation(mine.start * size), strict=False)
 
 
 def _of_all(found: dict[int, list[float]], learners: int, ranks: Ranks) -> list[list[float]]:

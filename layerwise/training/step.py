@@ -338,7 +338,7 @@ def _through(
             before = x._version
             encoded = learner.module(x)
             _require_unchanged(x, before, learner)
-            representations = learner.objective.represent(encoded)
+            representations = batch.by_sample(learner.objective.represent(encoded))
         x = encoded.output.detach() if learner is not learners[-1] else x.new_empty(0)  # nobody reads the last one's
         del encoded
         yield learner, representations
