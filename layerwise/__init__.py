@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from layerwise.nets.module import Encoded, Module
     from layerwise.nets.settings import NetworkSettings
     from layerwise.nets.split import split
+    from layerwise.objectives.barlow_twins import BarlowTwins
     from layerwise.objectives.cross_entropy import CrossEntropy
     from layerwise.objectives.infonce import PatchInfoNCE
+    from layerwise.objectives.nt_xent import NTXent
     from layerwise.objectives.objective import Context, Objective
     from layerwise.objectives.settings import ObjectiveSettings
     from layerwise.pipeline.caching import write_cache
@@ -37,12 +39,14 @@ __all__ = [
     "SGD",
     "Adam",
     "AdamW",
+    "BarlowTwins",
     "Context",
     "CrossEntropy",
     "DatasetSettings",
     "Encoded",
     "Encoder",
     "Module",
+    "NTXent",
     "NetworkSettings",
     "Objective",
     "ObjectiveSettings",
@@ -76,8 +80,10 @@ _HOMES = {
     "nets.group_norm": ("group_norm",),
     "nets.module": ("Encoded", "Module"),
     "nets.split": ("split",),
+    "objectives.barlow_twins": ("BarlowTwins",),
     "objectives.cross_entropy": ("CrossEntropy",),
     "objectives.infonce": ("PatchInfoNCE",),
+    "objectives.nt_xent": ("NTXent",),
     "objectives.objective": ("Context", "Objective"),
     "recipe.optimisers": ("LARS", "SGD", "Adam", "AdamW"),
     "pipeline.probe": ("probe_module",),

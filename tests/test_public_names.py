@@ -9,6 +9,7 @@ def test_the_public_names():
     assert sorted(layerwise.__all__) == [
         "Adam",
         "AdamW",
+        "BarlowTwins",
         "Context",
         "CrossEntropy",
         "DatasetSettings",
@@ -16,6 +17,7 @@ def test_the_public_names():
         "Encoder",
         "LARS",
         "Module",
+        "NTXent",
         "NetworkSettings",
         "Objective",
         "ObjectiveSettings",
