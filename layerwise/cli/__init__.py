@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 from layerwise.cli import (
@@ -22,10 +25,14 @@ from layerwise.cli import (
 )
 from layerwise.cli.command import Commands
 
+SHARED = ("run", "stage", "cache", "probe", "grow")
+"""Commands that several processes work on together, each of which comes to its end by itself."""
+
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="layerwise")
-def main() -> None:
+@click.pass_context
+def main(context: click.Context) -> None:
     """Train a deep network one module at a time, from an activation cache on disk.
 
     \b
@@ -45,6 +52,8 @@ def main() -> None:
       layerwise plan --recipe stl10     memory and disk, stage by stage
       layerwise memreport               memory of each method
     """
+    if context.invoked_subcommand not in SHARED and os.environ.get("RANK", "0") != "0":
+        sys.exit()  # of several processes that torchrun started, the first is enough
 
 
 for module in (

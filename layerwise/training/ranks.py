@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from layerwise.errors import ProcessLost
+from layerwise.errors import ProcessLost, UsageError
 
 BUCKET = 1 << 22  # numbers that are summed at a time, so that a copy of them all is never needed
 PATIENCE = timedelta(minutes=30)
@@ -159,9 +159,18 @@ def local_device(kind: str) -> torch.device:
 
 @cache
 def joined(device: torch.device) -> Ranks:
-    """This process among those that torchrun (or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) says there are."""
+    """This process among those that torchrun (or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) says there are.
+
+    Raises:
+        UsageError: not all of these are set.
+    """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return ALONE
+    if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train together, and {missing[0]} is "
+            "not set: start them with torchrun, or unset WORLD_SIZE"
+        )
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://"))

@@ -96,6 +96,21 @@ def test_what_the_first_refuses_is_said_once(tmp_path: Path) -> None:
     assert found[1][1] == ""
 
 
+def test_what_one_process_does_is_done_once(tmp_path: Path) -> None:
+    found = ended(started(2, "recipes", folder=tmp_path))
+    assert [code for code, _ in found] == [0, 0]
+    assert "digits" in found[0][1]
+    assert found[1][1] == ""
+
+
+def test_half_an_environment_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(main, RUN)
+    assert result.exit_code == 2
+    assert "RANK is not set: start them with torchrun" in " ".join(result.output.split())
+
+
 SCRIPT = """
 import torch
 from torch import nn
