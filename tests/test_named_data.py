@@ -131,6 +131,20 @@ def test_a_recipe_made_of_objects_works_with_every_command() -> None:
     ended("verify")
 
 
+def test_a_run_of_a_script_is_looked_at_from_the_shell() -> None:
+    script = RECIPE.replace("recipe = lw.describe(", "lw.train(").replace('name="mine"', 'to="runs/script"')
+    sys.path.append(".")
+    exec(script, {"__name__": "script"})  # noqa: S102
+    page = Path(json.loads(ended("report", "--run-dir=runs/script", "--json").stdout)["report"])
+    assert "module 2" in page.read_text().lower()
+    told = json.loads(ended("status", "--run-dir=runs/script", "--json").stdout)
+    assert len(told["modules"]) == 2
+    ended("verify", "--run-dir=runs/script")
+    refused = layerwise("cache", "--module=2", "--run-dir=runs/script")
+    assert refused.exit_code == 1
+    assert "was handed over in Python" in " ".join(refused.output.split())
+
+
 def test_its_first_weights_are_the_same_each_time() -> None:
     Path("recipe.py").write_text(RECIPE)
     first, again = (load_recipe("recipe.py").network.identity() for _ in range(2))

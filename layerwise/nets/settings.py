@@ -22,6 +22,22 @@ class NetworkSettings(Settings, ABC):
         order.
         """
 
+    def facts(self, sample_shape: Shape) -> list[dict[str, int]]:
+        """Number, parameters, channels and number of parts of each module, without making one."""
+        import torch  # settings are read where it is not needed
+
+        with torch.device("meta"):
+            modules = self.modules(sample_shape)
+        return [
+            {
+                "module": number,
+                "parameters": sum(w.numel() for w in module.parameters()),
+                "channels": module.channels,
+                "parts": len(module.parts()),
+            }
+            for number, module in enumerate(modules, 1)
+        ]
+
     @property
     def has_context(self) -> bool:
         """Whether the last module aggregates a context over positions: end-to-end prediction then needs no other."""

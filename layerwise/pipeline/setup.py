@@ -239,18 +239,7 @@ class Setup:
     @cached_property
     def module_facts(self) -> list[dict[str, int]]:
         """Number, parameters, channels and number of parts of each module, without making one."""
-        shape = self.facts.sample_shape
-        with torch.device("meta"):
-            modules = self.recipe.network.modules(shape)
-        return [
-            {
-                "module": number,
-                "parameters": sum(w.numel() for w in module.parameters()),
-                "channels": module.channels,
-                "parts": len(module.parts()),
-            }
-            for number, module in enumerate(modules, 1)
-        ]
+        return self.recipe.network.facts(self.facts.sample_shape)
 
     @cached_property
     def output_shapes(self) -> list[Shape]:

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FunctionType
-from typing import Any, ClassVar, TypeAlias
+from typing import Annotated, Any, ClassVar, TypeAlias
 
 import torch
 from pydantic import Field, PrivateAttr
@@ -38,15 +38,20 @@ HELD_OUT = 0.1  # of the training samples, where no others are given to tell whe
 ELSEWHERE = "was handed over in Python, and is not in its files: go on with it in the script that made it"
 
 
+Count: TypeAlias = Annotated[int, Field(ge=0, le=2**48)]
+
+
 class GivenNetwork(NetworkSettings):
     """Modules that were made in Python."""
 
     fingerprints: tuple[str, ...] = Field(min_length=1, description="of each module's code and initial weights, sha256")
+    sizes: tuple[tuple[Count, Count], ...] = free((), description="parameters and channels of each module")
     _modules: tuple[Module, ...] = PrivateAttr(default=())
 
     @classmethod
     def of(cls, modules: Sequence[Module]) -> GivenNetwork:
-        found = cls(fingerprints=tuple(map(fingerprint, modules)))
+        sizes = tuple((sum(w.numel() for w in module.parameters()), module.channels) for module in modules)
+        found = cls(fingerprints=tuple(map(fingerprint, modules)), sizes=sizes)
         found._modules = tuple(modules)
         return found
 
@@ -54,6 +59,15 @@ class GivenNetwork(NetworkSettings):
         if not self._modules:
             raise NotReady(f"the network of this run {ELSEWHERE}")
         return [_fresh(module) for module in self._modules]
+
+    def facts(self, sample_shape: Shape) -> list[dict[str, int]]:
+        """Also where the modules themselves are not at hand."""
+        if self._modules:
+            return super().facts(sample_shape)
+        return [
+            {"module": number, "parameters": parameters, "channels": channels, "parts": 1}
+            for number, (parameters, channels) in enumerate(self.sizes, 1)
+        ]
 
     def identity_through(self, number: int) -> dict[str, Any]:
         return {"kind": type(self).__name__, "fingerprints": list(self.fingerprints[:number])}
