@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +116,25 @@ def test_on_a_terminal_it_follows_a_process_that_trains() -> None:
         assert f"process {training.pid} (stage 1)" in look()["holder"]
         ours, theirs = pty.openpty()
         watch = [sys.executable, "-c", "from layerwise.cli import main; main()", "watch", "--every", "0.1"]
-        watching = subprocess.Popen([*watch, "--run-dir", "runs/tiny"], env=environment, stdout=theirs, stderr=theirs)
+        watching = subprocess.Popen(
+            [*watch, "--run-dir", "runs/tiny"],
+            env=environment,
+            stdout=theirs,
+            stderr=theirs,
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # ignored where tests run in the background
+        )
         os.close(theirs)
         shown = ""
         while not re.search(r"1 +trained", shown):
             shown += os.read(ours, 1 << 16).decode(errors="replace")
         assert re.search(r"1 +training", shown)
         watching.send_signal(signal.SIGINT)
-        assert watching.wait() == 0
+        with suppress(OSError):  # until the other end is closed
+            while os.read(ours, 1 << 16):
+                pass
+        assert watching.wait(timeout=60) == 0
         os.close(ours)
     finally:
         assert training.wait() == 0
