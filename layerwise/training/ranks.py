@@ -12,8 +12,9 @@ import atexit
 import json
 import os
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
@@ -130,10 +131,11 @@ class Ranks:
             if self.first:
                 self.store.set(key, json.dumps(value))
                 return value
-            while True:
-                with suppress(dist.DistStoreError):  # not yet
-                    self.store.wait([key], timedelta(seconds=10))
-                    return json.loads(self.store.get(key))
+            pause = 0.002  # seconds; to wait inside the store would hold up signals, and print warnings
+            while not self.store.check([key]):
+                time.sleep(pause)
+                pause = min(1.5 * pause, 0.2)
+            return json.loads(self.store.get(key))
         except dist.DistNetworkError as error:
             raise ProcessLost(LOST) from error
 
@@ -157,7 +159,6 @@ def local_device(kind: str) -> torch.device:
     return torch.device(kind)
 
 
-@cache
 def joined(device: torch.device) -> Ranks:
     """This process among those that torchrun (or RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) says there are.
 
@@ -171,6 +172,12 @@ def joined(device: torch.device) -> Ranks:
             f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train together, and {missing[0]} is "
             "not set: start them with torchrun, or unset WORLD_SIZE"
         )
+    return _started(device)
+
+
+@cache
+def _started(device: torch.device) -> Ranks:
+    """The connections of this process, which it makes once."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     store, rank, world = next(rendezvous("env://"))
