@@ -115,7 +115,7 @@ def _learners(
         modules = recipe.network.modules(samples.shape)
     numbers = row.modules or range(1, len(modules) + 1)
     batch = stage_batch(recipe, modules[: numbers[0] - 1], samples)
-    batch.inputs.copy_(_inputs(modules[: numbers[0] - 1], len(batch), samples.shape))
+    batch.inputs.copy_(realistic_inputs(modules[: numbers[0] - 1], len(batch), samples.shape))
     learners = [
         make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device) for number in numbers
     ]
@@ -125,7 +125,7 @@ def _learners(
     return learners, lambda those, number: STEPS[row.step](those, batch, number, arithmetic)
 
 
-def _inputs(below: Sequence[Module], count: int, shape: tuple[int, ...]) -> Tensor:
+def realistic_inputs(below: Sequence[Module], count: int, shape: tuple[int, ...]) -> Tensor:
     """What a stage is fed: crops of the two photographs that scikit-learn ships (noise, where samples are no pictures)
     through the modules below. Noise alone makes gradients that cancel, and the rounding errors of such are large.
     """
