@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def main(out: Path | None, minutes: float, device: str, only: tuple[str, ...]) -
         if only and name not in only:
             continue
         left = min(limit * max(1.0, minutes / MINUTES), end - time.monotonic() - 3)  # seconds to draw and write
-        part = _run(name, device, left) if left > 2 else {"seconds": 0.0, "problem": "no time was left", "rows": []}
+        part: dict[str, Any] = (
+            _run(name, device, left) if left > 2 else {"seconds": 0.0, "problem": "no time was left", "rows": []}
+        )
         results["parts"][name] = part
         failed = sum("problem" in row for row in part["rows"])
         click.echo(
@@ -111,10 +114,8 @@ def _run(name: str, device: str, seconds: float) -> dict[str, Any]:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    try:
+    with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 

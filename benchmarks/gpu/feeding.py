@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -159,7 +160,7 @@ def _written(bench: Bench, recipe: Recipe, files: Splits, number: int) -> Figure
         "forward_samples_per_second": count / alone,
         "samples_per_second": count / written,
         "of_forward": alone / written,
-        "bytes_per_second": count * 2 * int(np.prod(spec.shape)) / written,
+        "bytes_per_second": count * 2 * math.prod(size or 0 for size in spec.shape) / written,
     }
 
 

@@ -57,13 +57,14 @@ def alternatives(bench: Bench) -> Iterator[Task]:
     checkpointing, one = ("checkpointing=true",), ("micro_batch=1",)
     rows: list[tuple[Row, Callable[[Learner], Learner]]] = []
     for method in ("cpc",) if bench.small else ("cpc", "supervised"):
-        for name, training, change in (
+        kinds: tuple[tuple[str, tuple[str, ...], Callable[[Learner], Learner]], ...] = (
             ("", (), same),
             (", gradient checkpointing", checkpointing, same),
             (", 8-bit Adam", (), partial(_eight_bit, device=bench.device.type)),
             (", optimiser on the host", (), partial(_offloaded, device=bench.device.type)),
             (", checkpointing and 8-bit Adam", checkpointing, partial(_eight_bit, device=bench.device.type)),
-        ):
+        )
+        for name, training, change in kinds:
             rows.append((Row(f"{method} end to end{name}", method, training=training), change))  # type: ignore[arg-type]
     rows += [
         (Row("ours: all modules, eager", "gim"), same),

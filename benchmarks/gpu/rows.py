@@ -19,6 +19,7 @@ import click
 import torch
 
 from benchmarks.gpu.part import Bench, Figures, Skipped, Task, clear
+from layerwise.errors import in_one_line
 
 HOMES = {
     "table2": "memory",

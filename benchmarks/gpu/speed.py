@@ -97,7 +97,7 @@ def _sheet(device: torch.device, precision: str) -> float | None:
 
 def _waiting(bench: Bench, batch: int, number: int, precision: str) -> float:
     """The part of three steps in which no kernel runs on the GPU, as the profiler sees them."""
-    from torch.autograd import DeviceType
+    from torch.autograd import DeviceType  # type: ignore[attr-defined]
     from torch.profiler import ProfilerActivity, profile
 
     recipe = bench.recipe_of(Row("", "gim", (number,), (f"precision={precision}",)), batch)
@@ -118,4 +118,4 @@ def _waiting(bench: Bench, batch: int, number: int, precision: str) -> float:
     for start, end in ranges:
         busy += max(0.0, end - max(start, until))
         until = max(until, end)
-    return 1 - busy / (until - ranges[0][0])
+    return float(1 - busy / (until - ranges[0][0]))

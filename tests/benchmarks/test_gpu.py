@@ -35,9 +35,9 @@ def test_every_part_ends_with_figures(tmp_path: Path) -> None:
         assert [row for row in part["rows"] if "problem" in row] == []
         figures = [row for row in part["rows"] if "skipped" not in row]
         assert name in NOT_ON_A_CPU or figures, name
-        assert all(
-            any(isinstance(value, float) for key, value in row.items() if key != "took") for row in figures
-        ), name
+        assert all(any(isinstance(value, float) for key, value in row.items() if key != "took") for row in figures), (
+            name
+        )
     text = (tmp_path / "gpu.md").read_text()
     assert all(f"## {name}" in text for name in LIMITS)
     assert {path.name for path in tmp_path.glob("*.png")} == {
@@ -66,6 +66,6 @@ def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("benchmarks.gpu.memory.table2", part)
     found: list[Figures] = []
     rows.run_part("table2", Bench(torch.device("cpu"), tmp_path), found.append)
-    assert found[0]["problem"] == "RuntimeError: CUDA error: an illegal memory access"
+    assert found[0]["problem"] == "RuntimeError: CUDA error: an illegal memory access and more"
     assert found[1]["skipped"] == "not installed"
     assert found[2]["seconds"] == 1.0
