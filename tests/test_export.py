@@ -143,7 +143,12 @@ def test_a_network_of_recordings_takes_any_length(name: str, suffix: str, tmp_pa
     require_same(made.file, frozen_encoder(setup, setup.depth), inputs, tmp_path)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("efficientnet_b0", "convnext_tiny", "vit_b_16", "two streams")  # to export
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in NETWORKS]
+)
 def test_networks_of_other_peoples_modules(name: str, tmp_path: Path) -> None:
     run = trained(name, tmp_path / "run")
     encoder, example = run.encoder(), NETWORKS[name][2]

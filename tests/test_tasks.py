@@ -41,7 +41,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "uint8"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.long), "uint8"])
 def test_three_workers_with_kills_write_the_bytes_of_one(
     dtype: str, layerwise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:

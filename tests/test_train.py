@@ -49,7 +49,12 @@ def weights(run: lw.Trained) -> dict[str, Tensor]:
     return run.encoder().state_dict()
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+SLOW = ("efficientnet_b0", "convnext_tiny")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in SLOW else name for name in NETWORKS]
+)
 def test_a_cached_stage_a_recomputed_one_and_a_resumed_one_give_the_same_bits(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -239,7 +244,9 @@ def test_the_command_line_reads_a_run_made_in_python(tmp_path: Path) -> None:
     assert "valid" in shown.output
     verified = CliRunner().invoke(main, ["verify", "--run-dir", str(run.folder)])
     assert verified.exit_code == 0, verified.output
-    probed = CliRunner().invoke(main, ["probe", "--run-dir", str(run.folder)])
+    known = CliRunner().invoke(main, ["probe", "--run-dir", str(run.folder)])
+    assert known.exit_code == 0, known.output
+    probed = CliRunner().invoke(main, ["probe", "--fresh", "--run-dir", str(run.folder)])
     assert probed.exit_code == 1
     assert "go on with it in the script that made it" in probed.output
 

@@ -16,6 +16,7 @@ COMMANDS = (
     "memreport",
     "status",
     "verify",
+    "report",
     "reproduce",
     "recipes",
     "grow",

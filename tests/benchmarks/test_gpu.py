@@ -20,6 +20,7 @@ HOUSE = Path(__file__).parents[2]
 NOT_ON_A_CPU = {"pytest"}
 
 
+@pytest.mark.long
 def test_every_part_ends_with_figures(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "3", "--out", str(tmp_path)]
     paths = os.pathsep.join([str(HOUSE), str(HOUSE / "cache")])
@@ -49,6 +50,22 @@ def test_every_part_ends_with_figures(tmp_path: Path) -> None:
     errors = {row["name"]: row for row in results["parts"]["correctness"]["rows"]}
     assert errors["module 2, fp32, against float64"]["gradient_error"] < 1e-5
     assert errors["all modules, resumed against straight"]["resumed"] == 0
+
+
+def test_the_command_runs_parts_and_writes_pages(tmp_path: Path) -> None:
+    """The short form: three parts of nine."""
+    parts = ("table2", "feeds", "correctness")
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "3", "--out", str(tmp_path)]
+    paths = os.pathsep.join([str(HOUSE), str(HOUSE / "cache")])
+    done = subprocess.run(
+        [*command, *(f"--only={part}" for part in parts)],
+        cwd=HOUSE, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert list(results["parts"]) == list(parts)
+    assert all(part["rows"] and not any("problem" in row for row in part["rows"]) for part in results["parts"].values())
+    assert {path.name for path in tmp_path.glob("*.png")} >= {"table2.png", "feeds.png"}
 
 
 def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -42,6 +42,7 @@ def test_only_the_new_module_is_trained_and_it_stays(finished: Path) -> None:
     assert json.loads(call("grow", "--channels", 16).stdout)["module"] == 5
 
 
+@pytest.mark.long
 def test_on_modules_that_were_trained_together_one_is_trained_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

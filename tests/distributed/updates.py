@@ -1,6 +1,6 @@
 """One update of every objective, by as many processes as are asked for. Run as a program: one process of several.
 
-python updates.py FOLDER RANK: takes part in each number of processes up to 4, and writes what the first one found.
+python updates.py FOLDER RANK WORLD…: takes part in each number of processes, and writes what the first one found.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from layerwise.recipe.learner import make_learner
 from layerwise.recipe.loader import load_recipe
 from layerwise.seeding import seeded
 from layerwise.training.feeds import Batch
-from layerwise.training.ranks import ALONE, Ranks
+from layerwise.training.ranks import Ranks
 from layerwise.training.step import Arithmetic, Learner, train_step
 
-WORLDS = (2, 3, 4)
 BATCH = 8
 CLASSES = {"class": 5, "phone": 7, "speaker": 3}
 NARROW = {
@@ -111,9 +110,9 @@ def as_tensors(ranks: Ranks) -> dict[str, Tensor]:
     return found
 
 
-def main(folder: Path, rank: int) -> None:
+def main(folder: Path, rank: int, worlds: list[int]) -> None:
     torch.set_num_threads(1)
-    for world in WORLDS:
+    for world in worlds:
         if rank >= world:
             continue
         dist.init_process_group(
@@ -126,6 +125,4 @@ def main(folder: Path, rank: int) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
-
-__all__ = ["ALONE", "WORLDS", "as_tensors"]
+    main(Path(sys.argv[1]), int(sys.argv[2]), list(map(int, sys.argv[3:])))

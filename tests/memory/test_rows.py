@@ -47,7 +47,7 @@ def test_eager_needs_less_than_the_sum_and_a_budget_is_kept() -> None:
     assert under.micro_batch is not None
 
 
-@pytest.mark.parametrize("recipe", ["digits", "voices"])
+@pytest.mark.parametrize("recipe", ["digits", pytest.param("voices", marks=pytest.mark.long)])
 def test_the_memory_of_every_method_can_be_predicted(recipe) -> None:
     asked = Asked(recipe, overrides=("scale=0.1",), batch=4)
     found = {method: work_out(asked, Row(method, method)) for method in METHODS}

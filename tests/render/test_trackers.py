@@ -110,13 +110,13 @@ with trackers.tracked(SILENT, "tensorboard", setup.run.folder) as setup.progress
 @pytest.mark.parametrize(
     ("where", "count", "every"),
     [
-        ("train_step", 3, 0.0),
-        ("train_step", 5, 0.0),
+        pytest.param("train_step", 3, 0.0, marks=pytest.mark.long),
+        pytest.param("train_step", 5, 0.0, marks=pytest.mark.long),
         ("train_step", 5, 1e9),  # only what a checkpoint holds was sent
-        ("save_checkpoint", 2, 0.0),
+        pytest.param("save_checkpoint", 2, 0.0, marks=pytest.mark.long),
         ("save_checkpoint", 3, 0.0),
-        ("save_checkpoint", 4, 1e9),
-        ("append_metrics", 1, 0.0),
+        pytest.param("save_checkpoint", 4, 1e9, marks=pytest.mark.long),
+        pytest.param("append_metrics", 1, 0.0, marks=pytest.mark.long),
     ],
 )
 def test_after_a_kill_each_step_stands_there_once(
