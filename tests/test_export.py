@@ -130,7 +130,10 @@ STATES = {"convolutions": None, "states": GRUContext(hidden=6), "states without 
 
 
 @pytest.mark.parametrize("suffix", ELSEWHERE)
-@pytest.mark.parametrize("name", STATES)
+@pytest.mark.parametrize(
+    "name",
+    ["states", *(pytest.param(name, marks=pytest.mark.long) for name in ("convolutions", "states without bptt"))],
+)
 def test_a_network_of_recordings_takes_any_length(name: str, suffix: str, tmp_path: Path, corpus: Path) -> None:
     network = SPEECH.network.model_copy(update={"context": STATES[name]})
     recipe = SPEECH.model_copy(update={"network": network})
@@ -143,7 +146,7 @@ def test_a_network_of_recordings_takes_any_length(name: str, suffix: str, tmp_pa
     require_same(made.file, frozen_encoder(setup, setup.depth), inputs, tmp_path)
 
 
-SLOW = ("efficientnet_b0", "convnext_tiny", "vit_b_16", "two streams")  # to export
+SLOW = ("efficientnet_b0", "convnext_tiny", "vit_b_16", "two streams", "tokens")  # to export
 
 
 @pytest.mark.parametrize(

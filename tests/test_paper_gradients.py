@@ -34,7 +34,9 @@ def sounds() -> Tensor:
     return torch.tensor(waves / waves.std(), dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("name", "inputs"), [("stl10", photographs), ("librispeech", sounds)])
+@pytest.mark.parametrize(
+    ("name", "inputs"), [pytest.param("stl10", photographs, marks=pytest.mark.long), ("librispeech", sounds)]
+)
 def test_gradients_one_by_one_are_those_of_the_whole_batch(name, inputs) -> None:
     recipe, x = load_recipe(name), inputs()
     shape = tuple(x.shape[1:])

@@ -53,8 +53,8 @@ def test_every_part_ends_with_figures(tmp_path: Path) -> None:
 
 
 def test_the_command_runs_parts_and_writes_pages(tmp_path: Path) -> None:
-    """The short form: three parts of nine."""
-    parts = ("table2", "feeds", "correctness")
+    """The short form: one part of nine."""
+    parts = ("table2",)
     command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--minutes", "3", "--out", str(tmp_path)]
     paths = os.pathsep.join([str(HOUSE), str(HOUSE / "cache")])
     done = subprocess.run(
@@ -65,7 +65,7 @@ def test_the_command_runs_parts_and_writes_pages(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "gpu.json").read_text())
     assert list(results["parts"]) == list(parts)
     assert all(part["rows"] and not any("problem" in row for row in part["rows"]) for part in results["parts"].values())
-    assert {path.name for path in tmp_path.glob("*.png")} >= {"table2.png", "feeds.png"}
+    assert (tmp_path / "table2.png").exists()
 
 
 def test_a_row_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,7 @@ print([round(line["validation_loss"], 4) for stage in run.history() for line in 
 """
 
 
+@pytest.mark.long
 def test_a_script_trains_by_several_processes(tmp_path: Path) -> None:
     found = []
     for count in (1, 2):
