@@ -12,7 +12,7 @@ import click
 from layerwise.cli.outcome import emit_error
 from layerwise.render.words import terminal_width, wrapped
 
-HEADINGS = ("Options", "Run", "Data", "Memory", "Cache", "Output")
+HEADINGS = ("Options", "Run", "Data", "Memory", "Cache", "Timeline", "Output")
 """In the order of the help; a command's own options come first."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,44 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
     metavar="FILE",
     help="Draw the peaks there, as a PNG.",
 )
+@click.option(
+    "--timeline",
+    cls=Option,
+    heading="Timeline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.svg",
+    help="Draw the memory over one step there, by category, with the largest tensors at its peak.",
+)
+@click.option(
+    "--compare",
+    cls=Option,
+    heading="Timeline",
+    is_flag=True,
+    help="Draw five ways to train under one axis: end to end, checkpointed, whole batch, eager, micro-batched.",
+)
+@click.option(
+    "--module",
+    cls=Option,
+    heading="Timeline",
+    type=Number(min=1),
+    metavar="NUMBER",
+    help="Only this module. Default: all modules in one step.",
+)
+@click.option(
+    "--real",
+    cls=Option,
+    heading="Timeline",
+    is_flag=True,
+    help="Take real steps on the device, in place of steps on fake tensors.",
+)
+@click.option(
+    "--snapshot",
+    cls=Option,
+    heading="Timeline",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.pickle",
+    help="On CUDA: write PyTorch's own record of the allocator too, for pytorch.org/memory_viz.",
+)
 @click.option("--json", "as_json", cls=Option, heading="Output", is_flag=True, help="Machine output on stdout.")
 def command(
     recipe: str,
@@ -90,12 +129,17 @@ def command(
     device: str,
     csv_file: Path | None,
     chart: Path | None,
+    timeline: Path | None,
+    compare: bool,
+    module: int | None,
+    real: bool,
+    snapshot: Path | None,
     as_json: bool,
 ) -> None:
     """What one step of training takes, row by row: the paper's memory table (Table 2), and ways that need less.
 
     With CUDA each row is measured, in a process of its own, and predicted beside it; without, predicted on fake
-    tensors, in about a minute.
+    tensors, in about a minute. --timeline shows where the bytes of one step go instead.
     """
     with errors_to_exit_codes(as_json):
         from layerwise.errors import UsageError
@@ -109,6 +153,13 @@ def command(
             raise UsageError(f"--max-memory: {error}") from error
         recipe = named_recipe(recipe)
         asked = Asked(recipe, overrides, batch, str(pick_device(device)))
+        if timeline is not None:
+            _refuse_with_timeline(depths, csv_file, chart, compare, module, methods, snapshot, asked.device)
+            _draw_timeline(asked, timeline, compare, module, methods, real, snapshot, as_json)
+            return
+        for name, given in (("compare", compare), ("module", module), ("real", real), ("snapshot", snapshot)):
+            if given:
+                raise UsageError(f"--{name} is of a timeline: add --timeline FILE.svg")
         if depths is None:
             modules = count_modules(row_recipe(asked, Row("", "gim")))
             as_published = (recipe, batch, overrides) == ("stl10", 16, ())
@@ -136,6 +187,52 @@ def command(
         failed = [row for row in found if row.problem is not None]
         if len(failed) == len(found):
             raise UsageError(f"no row could be worked out: {failed[0].problem}")
+
+
+def _refuse_with_timeline(
+    depths: object,
+    csv_file: object,
+    chart: object,
+    compare: bool,
+    module: int | None,
+    methods: tuple[Any, ...],
+    snapshot: object,
+    device: str,
+) -> None:
+    from layerwise.errors import UsageError
+
+    for name, given in (("depth", depths), ("csv", csv_file), ("chart", chart)):
+        if given is not None:
+            raise UsageError(f"--{name} is of the table, and --timeline of one step: ask for one of them")
+    if compare and (module is not None or methods):
+        raise UsageError("--compare draws the five ways that it names: leave out --module and --method")
+    if len(methods) > 1:
+        raise UsageError(f"--timeline draws one method, and {len(methods)} are named: choose one, or --compare")
+    if snapshot is not None and not device.startswith("cuda"):
+        raise UsageError("--snapshot records CUDA's allocator, and this step runs on the CPU: leave it out")
+
+
+def _draw_timeline(
+    asked: Asked,
+    file: Path,
+    compare: bool,
+    module: int | None,
+    methods: tuple[Any, ...],
+    real: bool,
+    snapshot: Path | None,
+    as_json: bool,
+) -> None:
+    from layerwise.paper.memory_timeline import COMPARED, one_row, picture, timeline_table, timelines
+
+    rows = list(COMPARED) if compare else [one_row(asked, (*methods, "gim")[0], module)]
+    found = timelines(asked, rows, real=real, snapshot=snapshot)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(picture(found, asked, real=real))
+    if as_json:
+        click.echo(json.dumps({"asked": asdict(asked), "rows": found, "timeline": str(file)}, allow_nan=False))
+    else:
+        timeline_table(found, asked, real=real)
+        click.echo(f"timeline: {file}")
 
 
 def _work_out(pairs: list[tuple[Asked, Row]]) -> list[Found]:

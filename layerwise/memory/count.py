@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -22,14 +22,28 @@ REST = "activations"
 """What nobody claimed: activations, their gradients, and temporaries."""
 
 
+class Journal(Protocol):
+    """Is told when storages begin and cease to count."""
+
+    def begins(self, key: int, tensor: Tensor, size: int, part: str) -> None:
+        """A storage of `size` bytes counts as `part` from now on."""
+
+    def ends(self, key: int) -> None:
+        """It no longer counts, or counts as another part from now on."""
+
+    def operation(self) -> None:
+        """An operation is about to run."""
+
+
 class LiveBytes(TorchDispatchMode):
     """Within the block, `peak` is the most bytes that were alive at once, and `parts` what they were then.
 
     Storages that are claimed as `None` are not counted: inputs that wait in the host's memory, say.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self._journal = journal
         self.now = 0
         self.peak = 0
         self.parts: dict[str, int] = {}
@@ -50,6 +64,8 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return 1.5  # a fake tensor has no value: one that is finite, and where 1 minus it may divide (NAdam)
+        if self._journal is not None:
+            self._journal.operation()
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves((args, kwargs, result)):
             if isinstance(leaf, Tensor):
@@ -67,6 +83,8 @@ class LiveBytes(TorchDispatchMode):
         if part is not None:
             self._sums[part] += size
             self.now += size
+            if self._journal is not None:
+                self._journal.begins(key, tensor, size, part)
             if self.now > self.peak:
                 self.peak, self.parts = self.now, self._present()
 
@@ -74,6 +92,8 @@ class LiveBytes(TorchDispatchMode):
         if (entry := self._known.pop(key, None)) is not None and entry[2] is not None:
             self._sums[entry[2]] -= entry[1]
             self.now -= entry[1]
+            if self._journal is not None:
+                self._journal.ends(key)
 
     def _present(self) -> dict[str, int]:
         return {part: size for part, size in self._sums.items() if size}

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -105,9 +106,18 @@ class Measured:
 
 
 def measure(
-    recipe: Recipe, numbers: Sequence[int], samples: Samples, device: torch.device, step: Step = train_step
+    recipe: Recipe,
+    numbers: Sequence[int],
+    samples: Samples,
+    device: torch.device,
+    step: Step = train_step,
+    snapshot: Path | None = None,
 ) -> Measured:
-    """Train these modules for three real steps on zeros; the first makes the optimiser's states and is not measured."""
+    """Train these modules for three real steps on zeros; the first makes the optimiser's states and is not measured.
+
+    Args:
+        snapshot: write what the allocator did there, as a pickle that https://pytorch.org/memory_viz shows.
+    """
     modules = recipe.network.modules(samples.shape)
     batch = stage_batch(recipe, modules[: numbers[0] - 1], samples)
     learners = [
@@ -118,10 +128,16 @@ def measure(
         device, recipe.training.precision, recipe.training.micro_batch, recipe.seed, recipe.training.loss_group
     )
     step(learners, batch, 0, arithmetic)
+    if snapshot is not None:
+        torch.cuda.memory._record_memory_history(device=device)
     with peak(device) as found:
         for number in (1, 2):
             step(learners, batch, number, arithmetic)
         torch.cuda.synchronize(device)
+    if snapshot is not None:
+        snapshot.parent.mkdir(parents=True, exist_ok=True)
+        torch.cuda.memory._dump_snapshot(str(snapshot))
+        torch.cuda.memory._record_memory_history(enabled=None, device=device)
     assert found.allocated is not None
     assert found.reserved is not None
     return Measured(found.allocated, found.reserved, process_bytes(device), torch.cuda.get_device_name(device))

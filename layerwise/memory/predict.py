@@ -32,6 +32,7 @@ from layerwise.stopping import signals_wait
 from layerwise.training.feeds import Batch, as_stored
 from layerwise.training.step import Arithmetic, Learner, train_step
 
+CPU = torch.device("cpu")
 Step = Callable[[Sequence[Learner], Batch, int, Arithmetic], object]
 UNKNOWN = (
     DataDependentOutputException,
@@ -88,7 +89,31 @@ def predict(
         Unpredictable: a module or an objective computes shapes from values.
     """
     live = LiveBytes()
-    with _shapes_only(), live:
+    with shapes_only():
+        rehearse(live, recipe, numbers, samples, host_apart=host_apart, step=step)
+    return Footprint(live.peak, **{part: live.parts.get(part, 0) for part in PARTS})
+
+
+def rehearse(
+    live: LiveBytes,
+    recipe: Recipe,
+    numbers: Sequence[int],
+    samples: Samples,
+    *,
+    host_apart: bool = True,
+    step: Step = train_step,
+    device: torch.device = CPU,
+    abridged: bool = True,
+    before_second: Callable[[Sequence[Learner]], None] = lambda _: None,
+) -> None:
+    """Take two steps on zeros under the count of `live`, whose peak is then that of the second; the first makes the
+    optimiser's states. Of tensors that are real, or fake within `shapes_only`.
+
+    Args:
+        abridged: from the third micro-batch on, a module only says what it would give; for fake tensors alone.
+        before_second: is called between the two.
+    """
+    with live:
         modules = recipe.network.modules(samples.shape)
         below = modules[: numbers[0] - 1]
         given = stage_batch(recipe, below, samples)
@@ -96,7 +121,6 @@ def predict(
         batch = _Counted(
             given.inputs, given.labels, decode=given.decode, views=given.views, live=live, host_apart=host_apart
         )
-        device = torch.device("cpu")
         learners = [
             make_learner(recipe, number, modules[number - 1], samples.shape, samples.classes, device)
             for number in numbers
@@ -106,25 +130,31 @@ def predict(
             below.clear()
         live.claim((weight for module in below for weight in module.parameters()), "parameters")
         _claim_parts(learners, live)
-        abridged = [_Abridged(learner.number, learner.module) for learner in learners]
-        learners = [replace(learner, module=module) for learner, module in zip(learners, abridged, strict=True)]
+        if abridged:
+            learners = [replace(one, module=_Abridged(one.number, one.module)) for one in learners]
         training = recipe.training
         arithmetic = Arithmetic(device, training.precision, training.micro_batch, recipe.seed, training.loss_group)
         step(learners, batch, 0, arithmetic)
-        for module, learner in zip(abridged, learners, strict=True):
-            module.reset()
+        for learner in learners:
+            if isinstance(learner.module, _Abridged):
+                learner.module.reset()
             states = (state for states in learner.optimiser.state.values() for state in states.values())
             live.claim((state for state in states if isinstance(state, Tensor)), "optimiser")
+        before_second(learners)
         live.reset_peak()
         step(learners, batch, 1, arithmetic)
-        return Footprint(live.peak, **{part: live.parts.get(part, 0) for part in PARTS})
 
 
 PARTS = ("parameters", "gradients", "optimiser", "inputs", REST)
 
 
 @contextmanager
-def _shapes_only() -> Iterator[None]:
+def shapes_only() -> Iterator[None]:
+    """Make tensors within the block fake: shapes and lifetimes without numbers.
+
+    Raises:
+        Unpredictable: an operation needs values, or fails.
+    """
     try:
         with signals_wait(), FakeTensorMode():
             yield
@@ -194,7 +224,7 @@ class _Counted(Batch):
 
     def inputs_on(self, device: torch.device, chunk: slice = slice(None)) -> Tensor:
         part = self.inputs[chunk] if self.views == 1 else self.inputs[chunk].flatten(0, 1)
-        inputs = self.decode(part.clone() if self.host_apart else part)
+        inputs = self.decode(part.to(device, copy=self.host_apart))
         self.live.claim([inputs], "inputs")
         return inputs
 

@@ -68,7 +68,7 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
     def amount(count: float | None) -> str:
         return "–" if count is None else f"{count / scale:.2f}"
 
-    columns = ["peak", *(["reserved", "process", "predicted", "error"] if measured else []), *PARTS]
+    columns = [*(["predicted", "allocated", "reserved", "driver", "error"] if measured else ["predicted"]), *PARTS]
     paper = ["ratio", "paper, GB", "its ratio"] if any(one.row.paper is not None for one in found) else ["ratio"]
     made = table(f"{_title(found, asked)}; {unit}", "", *columns, *paper)
     made.box = None
@@ -76,11 +76,10 @@ def memory_table(found: Sequence[Found], asked: Asked) -> None:
         column.no_wrap = True
     for one, ratios in zip(found, _ratios(found), strict=True):
         row: Mapping[str, Any] = one.measured or {}
-        cells = [amount(one.peak)]
+        cells = [amount(one.predicted.get("peak"))]
         if measured:
-            told = "–" if one.error is None else f"{100 * one.error:+.1f}%"
-            cells += [*(amount(row.get(name)) for name in ("reserved", "process")), amount(one.predicted.get("peak"))]
-            cells.append(told)
+            cells += [amount(row.get(name)) for name in ("allocated", "reserved", "process")]
+            cells.append("–" if one.error is None else f"{100 * one.error:+.1f}%")
         cells += [amount(one.predicted.get(part)) for part in PARTS]
         numbers = (ratios[0], one.row.paper, ratios[1])[: len(paper)]
         made.add_row(_name(one, found), *cells, *("–" if number is None else f"{number:.2f}" for number in numbers))
@@ -99,6 +98,11 @@ def _notes(found: Sequence[Found], asked: Asked) -> list[str]:
         notes.append(
             "Predicted: bytes in tensors on the device. A CUDA context, workspaces and the allocator's reserve come on "
             "top (the paper's figures have them). --device cuda measures."
+        )
+    if any(one.measured is not None for one in found):
+        notes.append(
+            "Allocated: in tensors. Reserved: taken by PyTorch's allocator. Driver: of the whole process, with CUDA's "
+            "context."
         )
     notes.append("Columns from parameters on: what the bytes of the predicted peak are.")
     return notes

@@ -22,7 +22,10 @@ OFFERED = {
     "probe": {"module", "fixed", "fresh", "device", "track", *RUN, *DATA},
     "export": {"module", "to", "overwrite", *RUN},
     "embed": {"module", "to", "positions", "overwrite", "device", *RUN},
-    "memreport": {"recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"},
+    "memreport": {
+        *("recipe", "set", "method", "batch", "max-memory", "depth", "device", "csv", "chart"),
+        *("timeline", "compare", "module", "real", "snapshot"),
+    },
     "reproduce": {"scale", "seeds", "fresh", "recipe", "set", "run-dir", "device", *DATA},
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},
     "watch": {"once", "every", "recipe", "run-dir"},
