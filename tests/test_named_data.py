@@ -10,7 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from layerwise.cli import main
+from layerwise.files.storage import read_json, write_json
 from layerwise.recipe.loader import load_recipe
+from layerwise.recipe.named_data import _called
 
 DATA = """
 import torch
@@ -119,6 +121,40 @@ def test_a_function_that_was_not_named_here_or_was_edited_is_not_run(monkeypatch
     ended("plan", "--data=mine.py:datasets")
     assert Path("executed").exists()
     ended("plan")
+
+
+@pytest.mark.parametrize("field", [" dataset=", "dataset =", "\n dataset\t= ", "\u00a0dataset="])
+def test_no_spelling_of_an_override_runs_a_function_that_was_not_named(field: str) -> None:
+    folder = Path("runs/theirs")
+    ended("plan", "--recipe=digits", *SMALL, f"--run-dir={folder}")
+    ended("cache", "--prune", "--recipe=digits", *SMALL, f"--run-dir={folder}")
+    Path("mine.py").write_text("open('executed', 'w')\n" + DATA)
+    run = read_json(folder / "run.json") or {}
+    write_json(folder / "run.json", {**run, "set": [*run["set"], f"{field}mine.py:datasets"]})
+    result = layerwise("plan", f"--run-dir={folder}")
+    assert not Path("executed").exists()
+    assert result.exit_code == 2, result.output
+    assert "was not named on this machine" in " ".join(result.output.split())
+    ended("plan", f"--run-dir={folder}", "--set", f"{field}mine.py:datasets")
+
+
+@pytest.mark.parametrize("edited", ["__init__", "helper"])
+def test_what_a_function_s_package_runs_is_not_run_once_edited(edited: str) -> None:
+    package = Path("theirs")
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text(DATA)
+    (package / "given.py").write_text("from .helper import datasets\n")
+    ended("cache", "--prune", "--recipe=digits", "--data=theirs.given:datasets", *SMALL)
+    file = package / f"{edited}.py"
+    file.write_text("open('executed', 'w')\n" + file.read_text())
+    for name in [name for name in sys.modules if name.partition(".")[0] == "theirs"]:
+        del sys.modules[name]
+    _called.cache_clear()
+    result = layerwise("plan")
+    assert not Path("executed").exists()
+    assert result.exit_code == 2, result.output
+    assert "was edited" in " ".join(result.output.split())
 
 
 def test_a_recipe_made_of_objects_works_with_every_command() -> None:

@@ -58,13 +58,14 @@ def named_recipe(source: str) -> str:
 
 def trust_named_data(options: Options) -> None:
     """Note the files of the functions that --data names, so that later commands run them when a run follows them."""
-    named = [override.partition("=")[2].strip() for override in options.set if override.startswith("dataset=")]
-    for name in named:
-        from layerwise.pipeline import trust
-        from layerwise.recipe.named_data import is_named_data, source_of
+    if not any(override.lstrip().startswith("dataset") for override in options.set):
+        return  # without the time that these imports take
+    from layerwise.pipeline import trust
+    from layerwise.recipe.named_data import function_named, sources_of
 
-        if is_named_data(name):
-            trust.trust(source_of(name), say)
+    for name in filter(None, map(function_named, options.set)):
+        sources = sources_of(name)
+        trust.trust(sources[""], say, sources)
 
 
 @contextmanager

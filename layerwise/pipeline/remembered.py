@@ -16,7 +16,7 @@ from layerwise.pipeline import trust
 from layerwise.pipeline.run import IN_PYTHON, run_source
 from layerwise.recipe.as_json import AS_WRITTEN, NeedsCode, rebuild
 from layerwise.recipe.loader import read_recipe
-from layerwise.recipe.named_data import is_named_data, source_of
+from layerwise.recipe.named_data import function_named, sources_of
 from layerwise.recipe.recipe import Recipe
 
 
@@ -35,8 +35,8 @@ def remembered_recipe(
         DamagedData: the run's files are not what was written.
     """
     source, overrides = run_source(folder)
-    if any(override.startswith("dataset=") for override in asked):
-        overrides = [override for override in overrides if not override.startswith("dataset=")]
+    if any(map(_is_dataset, asked)):
+        overrides = [override for override in overrides if not _is_dataset(override)]
     _require_known_data(folder, overrides, say)
     if source == IN_PYTHON:
         return source, overrides, settings_in(folder)
@@ -64,16 +64,19 @@ def remembered_recipe(
     return source, overrides, recipe
 
 
+def _is_dataset(override: str) -> bool:
+    return override.partition("=")[0].strip() == "dataset"
+
+
 def _require_known_data(folder: Path, overrides: Sequence[str], say: Callable[[str], None]) -> None:
     """
     Raises:
         UsageError: the run's dataset is made by a function that was not named on this machine, or was edited since.
     """
-    for name in (override.partition("=")[2].strip() for override in overrides if override.startswith("dataset=")):
-        if not is_named_data(name):
-            continue
+    for name in filter(None, map(function_named, overrides)):
         try:
-            altered = trust.changes(source_of(name), say)
+            sources = sources_of(name)
+            altered = trust.changes(sources[""], say, sources)
         except RecipeError as error:
             raise UsageError(f"{folder} needs its dataset: {error}. Name it anew with --data") from error
         if altered != []:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,21 +24,28 @@ from layerwise.settings.sources import digest, local_files
 Say = Callable[[str], None]
 
 
-def trust(path: Path, say: Say) -> None:
+def trust(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> None:
     """Note that the user named this recipe file, as it and what it imports are now.
+
+    Args:
+        sources: the files that run with it, by their names, where they are more than it shows by itself.
 
     Where that cannot be written the command goes on, and `say` is told: the file has to be named again next time.
     """
     path = path.resolve()
-    files = {name: digest(file) for name, file in local_files(path).items()}
+    files = {name: digest(file) for name, file in (sources or local_files(path)).items()}
     try:
         _write(*_note(path), {"path": str(path), "files": files})
     except (OSError, WillNotFit, DamagedData) as error:
         say(f"that you named {path} could not be noted ({error}): later commands need --recipe again")
 
 
-def changes(path: Path, say: Say) -> list[str] | None:
-    """The files that differ from when the user named this recipe file; None where it was never named, or is gone."""
+def changes(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> list[str] | None:
+    """The files that differ from when the user named this recipe file; None where it was never named, or is gone.
+
+    Args:
+        sources: as for `trust`.
+    """
     try:
         path = path.resolve(strict=True)
         root, note = _note(path)
@@ -52,7 +59,7 @@ def changes(path: Path, say: Say) -> list[str] | None:
     before = None if known is None or known.get("path") != str(path) else known.get("files")
     if not isinstance(before, dict):
         return None
-    now = local_files(path)
+    now = sources or local_files(path)
     altered = [str(file) for name, file in now.items() if before.get(name) != digest(file)]
     return altered + [name for name in before if name not in now]
 

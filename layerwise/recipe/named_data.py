@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layerwise.errors import LayerwiseError, RecipeError
-from layerwise.settings.sources import RECIPE_MODULE, digest
+from layerwise.settings.sources import RECIPE_MODULE, digest, local_files
 
 if TYPE_CHECKING:
     from layerwise.recipe.given import GivenData
@@ -28,6 +28,14 @@ SPLITS = ("train", "validation", "probe", "test")
 def is_named_data(value: object) -> bool:
     """Whether a value for a recipe's `dataset` names a function."""
     return isinstance(value, str) and ":" in value
+
+
+def function_named(override: str) -> str | None:
+    """The function that an override such as `dataset=FILE.py:function` names, as `apply_overrides` reads it; None of
+    any other override.
+    """
+    field, _, value = (part.strip() for part in override.partition("="))
+    return value if field == "dataset" and is_named_data(value) else None
 
 
 def named_data(name: str) -> GivenData:
@@ -45,6 +53,16 @@ def source_of(name: str) -> Path:
     Raises:
         RecipeError: there is no such file.
     """
+    return sources_of(name)[""]
+
+
+def sources_of(name: str) -> dict[str, Path]:
+    """The files that run when the function is called, found without running anything: under the name "" the one that
+    defines it, and by their names the packages that it lies in and the local modules that these files import.
+
+    Raises:
+        RecipeError: there is no such file.
+    """
     where, _, function = name.rpartition(":")
     if not function.isidentifier() or not where:
         raise RecipeError(
@@ -54,19 +72,24 @@ def source_of(name: str) -> Path:
         path = Path(where).absolute()
         if not path.is_file():
             raise RecipeError(f"the dataset {name!r}: there is no file {where!r}")
-        return path
+        return local_files(path)
+    found: dict[str, Path] = {}
     folders: Sequence[str] | None = [*sys.path, os.getcwd()]  # the command's own path lacks the latter
     for depth in range(where.count(".") + 1):
         module = ".".join(where.split(".")[: depth + 1])
-        found = None if folders is None else PathFinder.find_spec(module, folders)
-        if found is None:
+        spec = None if folders is None else PathFinder.find_spec(module, folders)
+        if spec is None:
             raise RecipeError(
                 f"the dataset {name!r}: there is no module {module!r} in {os.getcwd()} or among the installed packages"
             )
-        folders, origin = found.submodule_search_locations, found.origin or ""
+        folders, origin = spec.submodule_search_locations, spec.origin or ""
+        if origin.endswith(".py"):
+            package = module if folders is not None else module.rpartition(".")[0]
+            files = local_files(Path(origin), package)
+            found |= {imported or module: file for imported, file in files.items()}
     if not origin.endswith(".py"):
         raise RecipeError(f"the dataset {name!r}: {where!r} is no Python file")
-    return Path(origin)
+    return {"": found.pop(where), **found}
 
 
 @lru_cache(maxsize=8)

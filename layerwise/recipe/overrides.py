@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from layerwise.errors import RecipeError
 from layerwise.objectives.settings import ObjectiveSettings
-from layerwise.recipe.named_data import is_named_data, named_data
+from layerwise.recipe.named_data import function_named, named_data
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.base import Settings
 from layerwise.settings.training import Optimiser, Training
@@ -41,8 +41,8 @@ def apply_overrides(recipe: Recipe, overrides: Sequence[str]) -> Recipe:
         if not separator or not name:
             raise RecipeError(f"--set takes key=value, as in --set objective.negatives=32; got {override!r}")
         path = name.split(".")
-        if path == ["dataset"] and is_named_data(text):
-            draft.fields["dataset"] = _draft(named_data(text))
+        if (function := function_named(override)) is not None:
+            draft.fields["dataset"] = _draft(named_data(function))
         elif path[0] == "stages" and path[1:]:
             _put_in_stage(draft.fields["stages"], path[1:], _value(text), name)
         else:

@@ -36,10 +36,11 @@ def local_files(path: Path, package: str = "") -> dict[str, Path]:
     """
     found: dict[str, Path] = {"": path}
     open_ends = [(path, package)]
+    beside = path.parents[package.count(".") + 1 if package else 0]  # of the outermost package
     while open_ends:
         file, inside = open_ends.pop()
         for name in _imports(file, inside):
-            for module, (origin, is_package) in _located(name, path.parent).items():
+            for module, (origin, is_package) in _located(name, beside).items():
                 if module not in found and is_local(origin):
                     found[module] = origin
                     open_ends.append((origin, module if is_package else module.rpartition(".")[0]))
