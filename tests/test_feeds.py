@@ -8,19 +8,26 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from activation_cache import calibrate
 from activation_cache.format.quantise import dequantise
 from layerwise.data.read_ahead import read_ahead
 from layerwise.data.stl10 import STL10
+from layerwise.errors import RecipeError
+from layerwise.nets.module import Encoded, Module
+from layerwise.objectives.cross_entropy import CrossEntropy
 from layerwise.pipeline.caching import write_cache
 from layerwise.pipeline.frozen import stage_identity
 from layerwise.pipeline.inputs import stage_inputs
+from layerwise.pipeline.probe import features
 from layerwise.pipeline.run import open_run
 from layerwise.pipeline.schedule import run_stage
 from layerwise.pipeline.setup import Setup
 from layerwise.recipe.loader import apply_overrides, load_recipe
-from layerwise.training.feeds import decoder
+from layerwise.training.feeds import DatasetFeed, RecomputeFeed, decoder
+from layerwise.training.stage import validate
+from layerwise.training.step import Arithmetic, Learner
 from tests.conftest import TINY
 
 
@@ -68,6 +75,36 @@ def test_a_cache_and_recomputation_give_the_same_batches_from_any_place(make_set
         mine = torch.cat([b.inputs_on(setup.device).clone() for b in cached.in_order(split, None, 3 * start)])
         other = torch.cat([b.inputs for b in recomputed.in_order(split, 0 if split == "train" else None, 3 * start)])
         assert torch.equal(mine, other)
+
+
+class OverwritesOnceFrozen(Module):
+    """What training, in which it leaves its input alone, lets pass."""
+
+    channels = target_channels = 4
+
+    def __init__(self):
+        super().__init__()
+        self.project = nn.Conv2d(1, 4, 4, 4)
+
+    def forward(self, x):
+        z = self.project(x if self.training else x.mul_(2))
+        return Encoded(z, z, z)
+
+
+@pytest.mark.parametrize("use", ["feed", "features", "validate"])
+def test_a_frozen_module_that_overwrites_its_input_is_refused(make_setup, tmp_path, use):
+    setup = make_setup()
+    source = DatasetFeed(setup.splits, 16, seed=0)
+    module = OverwritesOnceFrozen()
+    with pytest.raises(RecipeError, match="OverwritesOnceFrozen.* changes its input in place"):
+        if use == "validate":
+            objective = CrossEntropy().build(module, (4, 4, 4), {"class": 10})
+            learner = Learner(1, module, objective, torch.optim.SGD(module.parameters(), 0.1))
+            validate([learner], source, Arithmetic(setup.device, "fp32", 4, seed=0), 16)
+        elif use == "features":
+            features(source, module.eval(), "probe", setup.device, tmp_path)
+        else:
+            next(RecomputeFeed(source, [module.eval()], setup.device).in_order("validation"))
 
 
 def test_every_sample_once_an_epoch(make_setup):

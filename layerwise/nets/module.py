@@ -67,6 +67,26 @@ class Module(nn.Module, ABC):
         return None
 
 
+def encode(module: nn.Module, x: Tensor, number: int | None = None) -> Encoded:
+    """What the module makes of `x`, which it leaves as it was.
+
+    Args:
+        number: of the module, for the error.
+
+    Raises:
+        RecipeError: the module overwrote `x`, which the module below, or a second pass, still needs.
+    """
+    before = x._version
+    encoded: Encoded = module(x)
+    if x._version != before:
+        name = type(module).__name__ if number is None else f"module {number} ({type(module).__name__})"
+        raise RecipeError(
+            f"{name} changes its input in place, which belongs to the module before it: begin it with an operation "
+            "that does not, such as nn.ReLU() without inplace=True"
+        )
+    return encoded
+
+
 def output_shapes(make: Callable[[], Sequence[Module]], inputs: Sequence[int]) -> list[tuple[int, ...]]:
     """Shape of each module's output for one input of shape `inputs`, each module reading what the one before gives.
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import UsageError
+from layerwise.nets.module import encode
 from layerwise.nets.resnet import PatchResNet
 from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.setup import Setup
@@ -76,7 +77,7 @@ def _strongest(setup: Setup, split: str) -> tuple[list[Tensor], list[Tensor]]:
             for i in range(len(batch)):
                 x = batch.inputs_on(setup.device, slice(i, i + 1))
                 for module, value, place in zip(modules, values, places, strict=True):
-                    encoded = module(x)
+                    encoded = encode(module, x)
                     highest = encoded.z.flatten(2).max(2)
                     value.append(highest.values.cpu())
                     place.append(highest.indices.cpu())

@@ -26,7 +26,7 @@ from layerwise.errors import NotReady, UsageError, WillNotFit
 from layerwise.files.made_from import probe_made_from
 from layerwise.files.records import PROBE, read_record
 from layerwise.files.storage import FULL, write_json
-from layerwise.nets.module import Module
+from layerwise.nets.module import Module, encode
 from layerwise.nets.speech import at_labels
 from layerwise.pipeline.frozen import frozen_digests, load_frozen, require_stage, threads_of
 from layerwise.pipeline.inputs import nearest_inputs
@@ -293,7 +293,7 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
                     if task not in files:
                         files[task] = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
                 for i in range(len(batch)):
-                    c = module(batch.inputs_on(device, slice(i, i + 1))).c.float()
+                    c = encode(module, batch.inputs_on(device, slice(i, i + 1))).c.float()
                     for task, values in batch.labels.items():
                         if values.ndim == 1:
                             pooled = c.flatten(2).mean(2)

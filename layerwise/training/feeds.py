@@ -26,7 +26,7 @@ from activation_cache import Split as CachedSplit
 from activation_cache.reading.processors import allowed_processors
 from layerwise.data.dataset import IntArray, Splits
 from layerwise.errors import DamagedData, NotReady, RecipeError
-from layerwise.nets.module import Module
+from layerwise.nets.module import Module, encode
 
 Array = npt.NDArray[Any]
 
@@ -238,7 +238,7 @@ class RecomputeFeed(Feed):
 
     def _through(self, x: Tensor) -> Tensor:
         for module in self._prefix:
-            x = module(x).output
+            x = encode(module, x).output
         return x
 
 

@@ -18,6 +18,7 @@ import torch
 from layerwise.errors import Diverged, StoppedEarly
 from layerwise.files.metrics import METRICS, append_metrics, keep_metrics
 from layerwise.files.tensors import weights_digest
+from layerwise.nets.module import encode
 from layerwise.progress import Progress, Step
 from layerwise.settings.training import Training
 from layerwise.settings.units import counted
@@ -161,7 +162,7 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, ba
             for chunk in arithmetic.slices(len(batch)):
                 x = batch.inputs_on(arithmetic.device, chunk)
                 for learner, of_learner in zip(learners, parts, strict=True):
-                    encoded = learner.module(x)
+                    encoded = encode(learner.module, x, learner.number)
                     of_learner.append(batch.by_sample(learner.objective.represent(encoded)))
                     x = encoded.output
             labels, found[number] = batch.labels_on(arithmetic.device), []

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from layerwise.errors import Diverged, RecipeError
-from layerwise.nets.module import Module
+from layerwise.nets.module import Module, encode
 from layerwise.objectives.objective import Context, Objective
 from layerwise.seeding import derive_seed, torch_generator
 from layerwise.training.feeds import Batch
@@ -335,25 +335,11 @@ def _through(
     for learner in learners:
         torch.manual_seed(derive_seed(arithmetic.seed, "layers", learner.number, step, batch.begin + chunk.start))
         with arithmetic.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and learner.due(step)):
-            before = x._version
-            encoded = learner.module(x)
-            _require_unchanged(x, before, learner)
+            encoded = encode(learner.module, x, learner.number)
             representations = batch.by_sample(learner.objective.represent(encoded))
         x = encoded.output.detach() if learner is not learners[-1] else x.new_empty(0)  # nobody reads the last one's
         del encoded
         yield learner, representations
-
-
-def _require_unchanged(x: Tensor, version: int, learner: Learner) -> None:
-    """
-    Raises:
-        RecipeError: the module overwrote its input, which the module below, or a second pass, still needs.
-    """
-    if x._version != version:
-        raise RecipeError(
-            f"module {learner.number} ({type(learner.module).__name__}) changes its input in place, which belongs to "
-            "the module before it: begin it with an operation that does not, such as nn.ReLU() without inplace=True"
-        )
 
 
 def _loss(
