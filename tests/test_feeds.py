@@ -96,15 +96,18 @@ def test_a_frozen_module_that_overwrites_its_input_is_refused(make_setup, tmp_pa
     setup = make_setup()
     source = DatasetFeed(setup.splits, 16, seed=0)
     module = OverwritesOnceFrozen()
-    with pytest.raises(RecipeError, match="OverwritesOnceFrozen.* changes its input in place"):
-        if use == "validate":
-            objective = CrossEntropy().build(module, (4, 4, 4), {"class": 10})
-            learner = Learner(1, module, objective, torch.optim.SGD(module.parameters(), 0.1))
-            validate([learner], source, Arithmetic(setup.device, "fp32", 4, seed=0), 16)
-        elif use == "features":
-            features(source, module.eval(), "probe", setup.device, tmp_path)
-        else:
-            next(RecomputeFeed(source, [module.eval()], setup.device).in_order("validation"))
+    objective = CrossEntropy().build(module, (4, 4, 4), {"class": 10})
+    learner = Learner(1, module, objective, torch.optim.SGD(module.parameters(), 0.1))
+    arithmetic = Arithmetic(setup.device, "fp32", 4, seed=0)
+    recomputed = RecomputeFeed(source, [module], setup.device)
+    uses = {
+        "feed": lambda: next(recomputed.in_order("validation")),
+        "features": lambda: features(source, module, "probe", setup.device, tmp_path),
+        "validate": lambda: validate([learner], source, arithmetic, 16),
+    }
+    module.eval()
+    with pytest.raises(RecipeError, match=r"OverwritesOnceFrozen.* changes its input in place"):
+        uses[use]()
 
 
 def test_every_sample_once_an_epoch(make_setup):
