@@ -37,7 +37,7 @@ from layerwise.pipeline.frozen import load_frozen
 from layerwise.pipeline.module_cache import open_cache
 from layerwise.pipeline.probe import probe_module
 from layerwise.pipeline.remembered import remembered_recipe
-from layerwise.pipeline.results import collect
+from layerwise.pipeline.results import collect, for_report
 from layerwise.pipeline.run import open_run
 from layerwise.pipeline.schedule import run_all
 from layerwise.pipeline.setup import Origin, Setup
@@ -331,7 +331,7 @@ class Trained:
     def report(self) -> Path:
         """Write report/report.html into the run's folder: curves, probes, caches, settings. Returns its path."""
         with self.working("report") as setup:
-            return write_report(collect(setup), setup.run.report)
+            return write_report(for_report(setup), setup.run.report)
 
     @contextmanager
     def working(self, purpose: str, ranks: Ranks = ALONE) -> Iterator[Setup]:

@@ -15,9 +15,9 @@ from layerwise.cli.outcome import emit
 def command(options: Options) -> None:
     """Write a page on a run: curves, probes, memory, caches and settings, as far as it has come."""
     with setup_for(options, purpose="report") as setup:
-        from layerwise.pipeline.results import collect
+        from layerwise.pipeline.results import for_report
         from layerwise.render.report import write_report
 
-        results = collect(setup)
+        results = for_report(setup)
         page = write_report(results, setup.run.report)
         emit(options, {**results, "report": str(page)}, lambda: click.echo(f"report: {page}"))

@@ -20,17 +20,19 @@ def command(fresh: bool, options: Options) -> None:
     """
     with setup_for(options, purpose="run") as setup:
         from layerwise.files.run_files import require_own_report
-        from layerwise.pipeline.results import collect
+        from layerwise.pipeline.results import for_report
         from layerwise.pipeline.schedule import run_all
+        from layerwise.render.plots import LIGHT, pictures
         from layerwise.render.report import write_report
         from layerwise.render.tables import probe_table
 
         require_own_report(setup.run.report)  # before hours of training, not after
         run_all(setup, fresh=fresh)
-        results = collect(setup)
+        results = for_report(setup)
         page = write_report(results, setup.run.report)
-        for picture in sorted(page.parent.glob("*.png")):
-            setup.progress.picture(picture.stem, picture.read_bytes())
+        if options.track is not None:
+            for picture in pictures(results):
+                setup.progress.picture(picture.name, picture.png(LIGHT))
         emit(
             options,
             {**results, "report": str(page)},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,9 @@ from layerwise.pipeline.setup import Setup
 
 
 def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
-    """Where a cache lies, its bytes, and what each split holds."""
+    """Where a cache lies, its bytes, their `ratio` to those of plain float32 (None for samples of several lengths), and
+    what each split holds.
+    """
     cache = open_cache(setup, number)
     splits = {
         name: {
@@ -27,12 +31,36 @@ def describe_cache(setup: Setup, number: int) -> dict[str, Any]:
         for name, split in cache.splits.items()
     }
     location = setup.run.cache(number)
+    bytes_ = activation_cache.inspect(location).bytes
+    ragged = any(None in split.shape for split in cache.splits.values())
+    plain = sum(
+        4 * split.samples * split.views * math.prod(n or 0 for n in split.shape) for split in cache.splits.values()
+    )
     return {
         "module": number,
         "location": str(location),
-        "bytes": activation_cache.inspect(location).bytes,
+        "bytes": bytes_,
+        "ratio": None if ragged or not plain else bytes_ / plain,
         "splits": splits,
     }
+
+
+def read_speed(setup: Setup, number: int, seconds: float = 0.3) -> float | None:
+    """Bytes a second at which the training samples of a cache are read and decoded, shuffled, measured for at most so
+    many seconds; None where there are none, or where they cannot be read.
+    """
+    split = open_cache(setup, number).splits.get("train")
+    if split is None or not split.samples:
+        return None
+    began, read = time.perf_counter(), 0
+    try:
+        for batch in split.batches(min(setup.recipe.training.batch_size, split.samples)):
+            read += sum(part.nbytes for part in (batch.values if isinstance(batch.values, list) else [batch.values]))
+            if time.perf_counter() - began > seconds:
+                break
+    except (activation_cache.CacheError, OSError):  # a report is no check: `verify` names what is damaged
+        return None
+    return read / (time.perf_counter() - began)
 
 
 def stale_caches(setup: Setup) -> dict[int, str]:

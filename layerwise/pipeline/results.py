@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
 
+from layerwise.errors import LayerwiseError
 from layerwise.files.metrics import METRICS, Metrics, missing_epochs, read_metrics
 from layerwise.files.records import RUN, read_record
-from layerwise.pipeline.cache_report import describe_cache
+from layerwise.memory import Samples
+from layerwise.memory.timeline import timeline
+from layerwise.nets.merged import Merged
+from layerwise.pipeline.cache_report import describe_cache, read_speed
 from layerwise.pipeline.frozen import stage_record
 from layerwise.pipeline.module_cache import cached
 from layerwise.pipeline.probe import probe_record
 from layerwise.pipeline.run import Run
 from layerwise.pipeline.setup import Setup
+from layerwise.recipe.overrides import for_stage
 from layerwise.training.threads import number_of
 
 
@@ -58,6 +64,48 @@ def collect(setup: Setup) -> dict[str, Any]:
         "probes": probes,
         "fixed_features": fixed,
     }
+
+
+def for_report(setup: Setup) -> dict[str, Any]:
+    """What `collect` finds, and what takes a moment to find: `memory` over one step, as `Timeline.as_json`, of the
+    training that takes most (`stage`) and of end-to-end training (`end_to_end`), or the `problem` that there is none;
+    how fast each cache is read; and the recipe's `defaults`, None for a recipe that was made in Python.
+    """
+    found = collect(setup)
+    for cache in found["caches"]:
+        cache["read_bytes_per_second"] = read_speed(setup, cache["module"])
+    defaults = None if setup.origin is None else setup.origin.as_written.model_dump(mode="json")
+    return {**found, "memory": _memory(setup, found["stages"]), "defaults": defaults}
+
+
+def _memory(setup: Setup, stages: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    known = [stage for stage in stages if (stage.get("peak") or {}).get("predicted") is not None]
+    if not known:
+        return None
+    stage = max(known, key=lambda stage: int(stage["peak"]["predicted"]))
+    numbers, peak = list(stage["trained_with"]), stage["peak"]
+    recipe = setup.recipe if len(numbers) > 1 else for_stage(setup.recipe, numbers[0])
+    way = {"micro_batch": peak.get("micro_batch"), "checkpointing": peak.get("checkpointing", False)}
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=way)})
+    samples = Samples(setup.facts.sample_shape, setup.facts.classes)
+    host_apart = setup.device.type != "cpu"
+    title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
+    if way["micro_batch"] is not None:
+        title += f", micro-batches of {way['micro_batch']}"
+    try:
+        ours = timeline(recipe, numbers, samples, host_apart=host_apart).as_json()
+    except LayerwiseError as error:
+        return {"title": title, "stage": None, "problem": str(error)}
+    told = {"title": title, "stage": ours, "end_to_end": None}
+    if isinstance(setup.recipe.network, Merged) or setup.depth == 1:
+        return told
+    with suppress(LayerwiseError):  # not every objective can be put on top of the whole network
+        whole = setup.recipe.training.model_copy(update={"micro_batch": None, "checkpointing": False})
+        merged = {"network": Merged(network=setup.recipe.network), "stages": {}, "training": whole}
+        merged["schedule"] = "iterative"
+        recipe = setup.recipe.model_copy(update=merged)
+        told["end_to_end"] = timeline(recipe, [1], samples, host_apart=host_apart).as_json()
+    return told
 
 
 def curve(run: Run, record: Mapping[str, Any], number: int) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
-"""A run on one page that needs nothing else: no network, no script, its pictures inside it and beside it."""
+"""A run on one page that needs nothing else: its pictures are in it, and it loads nothing."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -12,47 +13,84 @@ from typing import Any
 
 from layerwise.files.run_files import MANIFEST, MARK, PAGE, require_own_report
 from layerwise.files.storage import write_file, write_json
-from layerwise.render.plots import DARK, LIGHT, Picture, pictures
-from layerwise.render.units import duration, size
+from layerwise.render.charts import Frame, axes, line, svg, text, ticks
+from layerwise.render.memory import COLOURS, timeline_plot
+from layerwise.render.units import duration, size, unit_of_bytes
 from layerwise.settings.units import counted
 
 STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1f2328; --soft: #59636e; --line: #d5d9de; --tint: #f3f5f7;
-        --good: #0072b2; }
+        --first: #0072b2; --second: #b34700; }
 @media (prefers-color-scheme: dark) {
-  :root { --paper: #16191d; --ink: #e4e7eb; --soft: #a2abb5; --line: #3b4148; --tint: #1f242a; --good: #56b4e9; } }
+  :root { --paper: #16191d; --ink: #e4e7eb; --soft: #a2abb5; --line: #3b4148; --tint: #1f242a; --first: #56b4e9;
+          --second: #e69f00; } }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 62rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; }
+body { margin: 0 auto; padding: 2rem 1.25rem 4rem; max-width: 64rem; background: var(--paper); color: var(--ink);
+       font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; margin: 0; line-height: 1.25; }
-h1, p, .settings td { overflow-wrap: anywhere; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; }
-p { margin: .4rem 0; }
+h3 { font-size: 1rem; margin: .4rem 0 .1rem; }
+p { margin: .4rem 0; max-width: 46rem; }
 .soft { color: var(--soft); }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(13rem, 1fr)); gap: .75rem; margin: 1.5rem 0 0; }
+.lead { font-size: 1.15rem; margin: .8rem 0; }
+.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 13rem), 1fr)); gap: .75rem;
+         margin: 1.5rem 0 0; }
 .facts div { background: var(--tint); border-radius: .5rem; padding: .8rem 1rem; }
-.facts b { display: block; font-size: 1.55rem; line-height: 1.3; color: var(--good); }
-.note { border-left: 4px solid var(--good); background: var(--tint); padding: .5rem .9rem; margin: .6rem 0; }
+.facts b { display: block; font-size: 1.55rem; line-height: 1.3; color: var(--first); }
+.note { border-left: 4px solid var(--first); background: var(--tint); padding: .5rem .9rem; margin: .6rem 0; }
+.panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 19rem), 1fr)); gap: .5rem 1.5rem; }
+.panels > figure { margin: 0; max-width: 32rem; }
+.key { display: inline-block; width: .8em; height: .8em; margin-right: .4em; }
+.bar { width: 50%; } .bar i { display: block; height: 1.2em; background: var(--first); }
+.keys span { margin-right: 1.1em; white-space: nowrap; }
+svg { display: block; width: 100%; height: auto; touch-action: pan-y; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; min-width: 50%; font-size: .93rem; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: .38rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+th, td { text-align: right; padding: .38rem .8rem; border-bottom: 1px solid var(--line); vertical-align: top;
+         white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
-.settings th:nth-child(2), .settings td:nth-child(2) { text-align: left; }
-.settings td:nth-child(2) { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
-img { display: block; width: 100%; height: auto; }
-figure { margin: 0; }
-code { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .9em; background: var(--tint);
-       padding: .1em .35em; border-radius: .25rem; }
-summary { cursor: pointer; font-size: 1.2rem; font-weight: bold; margin: 2.75rem 0 .5rem; }
-@media print { body { max-width: none; } details { display: block; } }
+.words th, .words td { text-align: left; overflow-wrap: anywhere; white-space: normal; }
+.words td + td { font-family: ui-monospace, "DejaVu Sans Mono", monospace; }
+button { font: inherit; color: var(--ink); background: var(--tint); border: 1px solid var(--line); margin: .15rem;
+         border-radius: .4rem; padding: .15rem .6rem; cursor: pointer; }
+button[aria-pressed=false] { color: var(--soft); text-decoration: line-through; }
+#told { position: fixed; display: none; z-index: 1; white-space: pre; pointer-events: none; background: var(--paper);
+        border: 1px solid var(--line); border-radius: .4rem; padding: .3rem .6rem; font-size: .85rem; }
+pre { background: var(--tint); padding: .7rem 1rem; border-radius: .4rem; white-space: pre-wrap; }
+summary { cursor: pointer; margin: .8rem 0; }
+@media print { body { max-width: none; } button { display: none; } }
+"""
+SCRIPT = """
+const told = document.getElementById('told');
+for (const picture of document.querySelectorAll('svg[data-hover]')) {
+  const points = JSON.parse(picture.dataset.hover);
+  picture.addEventListener('pointermove', event => {
+    const box = picture.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width * picture.viewBox.baseVal.width;
+    const near = points.reduce((best, one) => Math.abs(one[0] - x) < Math.abs(best[0] - x) ? one : best);
+    told.textContent = near[1];
+    told.style.display = 'block';
+    const left = Math.min(event.clientX + 14, document.documentElement.clientWidth - told.offsetWidth - 8);
+    told.style.left = Math.max(left, 8) + 'px';
+    told.style.top = Math.max(event.clientY - told.offsetHeight - 12, 8) + 'px';
+  });
+  picture.addEventListener('pointerleave', () => { told.style.display = 'none'; });
+}
+for (const button of document.querySelectorAll('button[data-toggle]')) {
+  button.addEventListener('click', () => {
+    const shown = button.getAttribute('aria-pressed') !== 'true';
+    button.setAttribute('aria-pressed', shown);
+    for (const part of document.querySelectorAll('[data-module="' + button.dataset.toggle + '"]')) part.hidden = !shown;
+  });
+}
 """
 
 
 def write_report(results: Mapping[str, Any], folder: Path) -> Path:
-    """Write `report.html`, its pictures and a manifest with their hashes to `folder`.
+    """Write `report.html` and a manifest with its hash to `folder`.
 
-    `results` is what `layerwise.pipeline.results.collect` found.
+    `results` is what `layerwise.pipeline.results.for_report` found.
 
     Returns the page's path.
 
@@ -60,51 +98,95 @@ def write_report(results: Mapping[str, Any], folder: Path) -> Path:
         UsageError: files of the user lie in their places.
     """
     require_own_report(folder)
-    figures, files = [], {}
-    for picture in pictures(results):
-        light, dark = picture.png(LIGHT), picture.png(DARK)
-        files[f"{picture.name}.png"] = light
-        figures.append(_figure(picture, light, dark))
-    files[PAGE] = _page(results, figures).encode("utf-8", "backslashreplace")
+    page = _page(results).encode("utf-8", "backslashreplace")
     probes = (*results["probes"], *results.get("fixed_features", ()))
     shows = [f"stages/{stage['module']}/stage.json" for stage in results["stages"]]
     shows += [f"probes/{probe['module']}.json" for probe in probes]
-    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    manifest = {"files": hashes, "shows": shows}
+    manifest = {"files": {PAGE: hashlib.sha256(page).hexdigest()}, "shows": shows}
     # First what is to come, so that a report which was killed half way is not mistaken for a damaged one.
     write_json(folder / MANIFEST, {"finished": False, **manifest})
-    for name, content in files.items():
-        write_file(folder / name, content)
+    write_file(folder / PAGE, page)
     write_json(folder / MANIFEST, {"finished": True, **manifest})
     return folder / PAGE
 
 
-def _page(results: Mapping[str, Any], figures: Sequence[str]) -> str:
+def _page(results: Mapping[str, Any]) -> str:
     recipe = results["recipe"]
     title = f"{recipe['name']}: {_schedule(recipe)}"
-    parts = [
-        f"<h1>{escape(title)}</h1>",
-        f'<p class="soft">{escape(_network(results))} · {escape(_machine(results))}</p>',
-        *(f'<p class="note">{escape(note)}</p>' for note in (*results["dataset"]["notes"], *_lost(results))),
-        _headlines(results),
-        *figures,
-        _modules(results),
-        _probes(results),
-        _caches(results["caches"]),
-        _dataset(results["dataset"]),
-        _settings(recipe),
-        f'<p class="soft">Made again with <code>{escape(_command(results))}</code></p>',
-    ]
-    # Nothing may be loaded, whatever a name in the data tries.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    return page(
+        title,
+        [
+            f"<h1>{escape(title)}</h1>",
+            f'<p class="lead">{escape(summary(results))}</p>',
+            f'<p class="soft">{escape(_network(results))} · {escape(_machine(results))}</p>',
+            *(f'<p class="note">{escape(note)}</p>' for note in (*results["dataset"]["notes"], *_lost(results))),
+            _headlines(results),
+            _toggles(results),
+            _curves(results["stages"]),
+            _probes(results),
+            _memory(results),
+            _caches(results["caches"]),
+            _times(results),
+            _modules(results),
+            _dataset(results["dataset"]),
+            _settings(results),
+            _environment(results),
+            f"<h2>Reproduce</h2><pre>{escape(_command(results))}</pre>",
+        ],
+    )
+
+
+def page(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts, in one style, which nothing can be loaded into, whatever a name in the data tries."""
+    script = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script}'"
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n{MARK.decode()}\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(part for part in parts if part)
-        + "\n</body>\n</html>\n"
+        + f'\n<div id="told" role="status"></div>\n<script>{SCRIPT}</script>\n</body>\n</html>\n'
     )
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """What came out, in one or two sentences with the figures that matter."""
+    sentences = []
+    if results["probes"]:
+        last = results["probes"][-1]
+        for task, states in last["tasks"].items():
+            trained, untrained = states["trained"], states["untrained"]
+            gain = 100 * (trained["accuracy"] - untrained["accuracy"])
+            unsure = 100 * math.hypot(margin(trained), margin(untrained))
+            of = f"A linear probe on module {last['module']} gets {100 * trained['accuracy']:.1f} % of {task} right"
+            if abs(gain) <= unsure:
+                sentences.append(
+                    f"{of}, which {counted(trained['test_samples'], 'test sample')} cannot tell from the untrained "
+                    f"network's {100 * untrained['accuracy']:.1f} %."
+                )
+            else:
+                than = "above" if gain > 0 else "below"
+                sentences.append(f"{of}, {abs(gain):.1f} points {than} the untrained network.")
+    elif results["stages"]:
+        sentences.append(f"{len(results['stages'])} of {counted(len(results['modules']), 'module')} are trained.")
+    else:
+        sentences.append("Nothing is trained yet.")
+    if (ratio := _saved(results)) is not None:
+        sentences.append(f"Training takes {ratio:.2f} times the memory that end-to-end training would.")
+    return " ".join(sentences)
+
+
+def margin(outcome: Mapping[str, Any]) -> float:
+    """Half the width of the 95% interval of an accuracy on so many test samples (Wilson 1927)."""
+    p, n, z = outcome["accuracy"], outcome["test_samples"], 1.96
+    return float(z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)))
+
+
+def _saved(results: Mapping[str, Any]) -> float | None:
+    memory = results.get("memory") or {}
+    ours, whole = memory.get("stage"), memory.get("end_to_end")
+    return ours["peak"] / whole["peak"] if ours and whole else None
 
 
 def _lost(results: Mapping[str, Any]) -> list[str]:
@@ -146,9 +228,9 @@ def _headlines(results: Mapping[str, Any]) -> str:
         last = results["probes"][-1]
         for task, states in last["tasks"].items():
             trained, untrained = (100 * states[state]["accuracy"] for state in ("trained", "untrained"))
-            facts.append(
-                (f"{trained:.1f} %", f"{task}, module {last['module']}, linear probe; untrained {untrained:.1f} %")
-            )
+            unsure = 100 * margin(states["trained"])
+            told = f"{task}, module {last['module']}, linear probe; untrained {untrained:.1f} %"
+            facts.append((f"{trained:.1f} ± {unsure:.1f} %", told))
     trainings = results["trainings"]
     known = [training for training in trainings if training["peak_bytes"] is not None]
     if known:
@@ -161,15 +243,167 @@ def _headlines(results: Mapping[str, Any]) -> str:
     return '<div class="facts">' + "".join(f"<div><b>{escape(n)}</b>{escape(w)}</div>" for n, w in facts) + "</div>"
 
 
-def _figure(picture: Picture, light: bytes, dark: bytes) -> str:
-    def source(content: bytes) -> str:
-        return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+def _toggles(results: Mapping[str, Any]) -> str:
+    numbers = [stage["module"] for stage in results["stages"]]
+    if len(numbers) < 2:
+        return ""
+    buttons = "".join(f'<button aria-pressed="true" data-toggle="{n}">module {n}</button>' for n in numbers)
+    return f'<p style="margin-top:2rem"><span class="soft">Show </span>{buttons}</p>'
 
+
+def _panel(title: str, picture: str, module: int | None = None) -> str:
+    of = "" if module is None else f' data-module="{module}"'
+    return f"<figure{of}><h3>{escape(title)}</h3>{picture}</figure>"
+
+
+def _keys(names: Mapping[str, str]) -> str:
+    keys = (f'<span><i class="key" style="background:{c}"></i>{escape(name)}</span>' for name, c in names.items())
+    return f'<p class="keys">{"".join(keys)}</p>'
+
+
+WIDTH, HEIGHT = 360.0, 220.0
+
+
+def _curves(stages: Sequence[Mapping[str, Any]]) -> str:
+    stages = [stage for stage in stages if stage["curve"]]
+    if not stages:
+        return ""
+    names = ("loss", "validation_loss")
+    losses = [point[name] for stage in stages for point in stage["curve"] for name in names]
+    room = 0.06 * (max(losses) - min(losses)) or 0.5
+    y = (min(losses) - room, max(losses) + room)
+    panels = []
+    for stage in stages:
+        epochs = [point["epoch"] for point in stage["curve"]]
+        frame = Frame(44, 22, WIDTH - 54, HEIGHT - 62, (epochs[0], max(epochs[-1], epochs[0] + 1)), y)
+        parts = axes(
+            frame,
+            x_label="epoch",
+            y_label="nats",
+            x_ticks=[tick for tick in ticks(*frame.x, 6) if tick == int(tick)],
+            y_ticks=ticks(*y, 5),
+        )
+        for name, colour, dash in (("loss", "var(--first)", ""), ("validation_loss", "var(--second)", "5 3")):
+            points = [frame.at(point["epoch"], point[name]) for point in stage["curve"]]
+            parts.append(line(points, colour, dash=dash))
+            if len(points) == 1:
+                parts.append(_dot(*points[0], colour))
+        hover = []
+        for point in stage["curve"]:
+            chosen = point["epoch"] == stage["best_epoch"]
+            if chosen:
+                parts.append(_dot(*frame.at(point["epoch"], point["validation_loss"]), "var(--second)"))
+            told = f"epoch {point['epoch']}\ntraining {point['loss']:.4f}\nvalidation {point['validation_loss']:.4f}"
+            hover.append((frame.at(point["epoch"], 0)[0], told + "\nweights taken from here" * chosen))
+        first, best = stage["curve"][0], min(point["validation_loss"] for point in stage["curve"])
+        words = f"validation loss of module {stage['module']}: from {first['validation_loss']:.3f} to {best:.3f} nats"
+        panels.append(_panel(f"module {stage['module']}", svg(parts, WIDTH, HEIGHT, words, hover), stage["module"]))
     return (
-        f"<h2>{escape(picture.title)}</h2>\n<figure><picture>"
-        f'<source srcset="{source(dark)}" media="(prefers-color-scheme: dark)">'
-        f'<img src="{source(light)}" alt="{escape(picture.words)}"></picture></figure>'
+        "<h2>Loss</h2>"
+        + _keys({"training": "var(--first)", "validation (dashed)": "var(--second)"})
+        + f'<div class="panels">{"".join(panels)}</div>'
+        + '<p class="soft">The dot is the epoch whose weights the module has.</p>'
     )
+
+
+def _dot(x: float, y: float, colour: str, radius: float = 4.5) -> str:
+    return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}" stroke="var(--paper)"/>'
+
+
+def _accuracies(results: Mapping[str, Any]) -> str:
+    tasks = dict.fromkeys(task for probe in results["probes"] for task in probe["tasks"])
+    panels = []
+    for task in tasks:
+        probes = [probe for probe in results["probes"] if task in probe["tasks"]]
+        fixed = [one for one in results.get("fixed_features", ()) if task in one["tasks"]]
+        outcomes = [probe["tasks"][task][state] for probe in probes for state in ("trained", "untrained")]
+        outcomes += [one["tasks"][task]["fixed"] for one in fixed]
+        low = max(min(100 * (one["accuracy"] - margin(one)) for one in outcomes) - 2, 0)
+        high = min(max(100 * (one["accuracy"] + margin(one)) for one in outcomes) + 4, 104)
+        x = (probes[0]["module"] - 0.5, probes[-1]["module"] + 0.5)
+        frame = Frame(44, 22, WIDTH - 54, HEIGHT - 62, x, (low, high))
+        marks = [tick for tick in ticks(*x, 10) if tick == int(tick)]
+        parts = axes(frame, x_label="module", y_label="test, %", x_ticks=marks, y_ticks=ticks(low, high, 5))
+        for one in fixed:
+            outcome = one["tasks"][task]["fixed"]
+            ends = [frame.at(edge, 100 * outcome["accuracy"]) for edge in x]
+            parts.append(line(ends, "var(--soft)", dash="2 3"))
+            parts.append(text(ends[1][0], ends[1][1] - 4, str(one["module"]), anchor="end", fill="soft"))
+        hover: dict[float, list[str]] = {}
+        for state, colour, dash, shift in (("untrained", "second", "5 3", 4), ("trained", "first", "", -4)):
+            points = []
+            for probe in probes:
+                outcome = probe["tasks"][task][state]
+                accuracy, unsure = 100 * outcome["accuracy"], 100 * margin(outcome)
+                at, y = frame.at(probe["module"], accuracy)
+                points.append((at + shift, y))
+                ends = [(at + shift, frame.at(0, min(max(accuracy + sign * unsure, 0), 100))[1]) for sign in (-1, 1)]
+                parts.append(line(ends, f"var(--{colour})", width=1.2))
+                told = f"{state} {accuracy:.1f} ± {unsure:.1f} %"
+                hover.setdefault(at, [f"module {probe['module']}"]).append(told)
+            parts.append(line(points, f"var(--{colour})", dash=dash))
+            parts += [_dot(px, py, f"var(--{colour})") for px, py in points]
+        words = "; ".join(
+            f"module {probe['module']}: {100 * probe['tasks'][task]['trained']['accuracy']:.1f} %" for probe in probes
+        )
+        told_at = [(at, "\n".join(told)) for at, told in hover.items()]
+        panels.append(_panel(task, svg(parts, WIDTH, HEIGHT, f"test accuracy for {task}, {words}", told_at)))
+    return (
+        _keys({"trained": "var(--first)", "untrained, same seed (dashed)": "var(--second)"})
+        + f'<div class="panels">{"".join(panels)}</div>'
+        + '<p class="soft">Bars are 95% intervals for the number of test samples.</p>'
+    )
+
+
+def _memory(results: Mapping[str, Any]) -> str:
+    memory = results.get("memory")
+    if not memory:
+        return ""
+    if (ours := memory.get("stage")) is None:
+        return f'<h2>Memory</h2><p class="soft">{escape(memory["problem"])}</p>'
+    shown = [(memory["title"], ours)]
+    if (whole := memory.get("end_to_end")) is not None:
+        shown.append(("end to end, whole batch", whole))
+    unit, scale = unit_of_bytes([one["peak"] for _, one in shown])
+    top = 1.1 * max(one["peak"] for _, one in shown) / scale
+    panels = []
+    for title, one in shown:
+        frame = Frame(44, 22, WIDTH - 54, HEIGHT - 62, (0, one["events"]), (0, top))
+        hover: list[tuple[float, str]] = []
+        parts = [*timeline_plot(one, frame, unit, scale, hover), text(0, 12, unit, fill="soft")]
+        words = f"memory over one step, {title}: peak {size(one['peak'])}"
+        panels.append(_panel(title, svg(parts, WIDTH, HEIGHT, words, hover)))
+    rows = [
+        [held["layer"], held["category"], held["dtype"], " x ".join(map(str, held["shape"])), size(held["bytes"])]
+        for held in ours["largest"]
+    ]
+    largest = _table(["layer", "category", "dtype", "shape", "size"], rows)
+    ratio = _saved(results)
+    told = (
+        "" if ratio is None else f"The peak is {ratio:.2f} of that of end-to-end training with the same loss on top. "
+    )
+    return (
+        "<h2>Memory over one step</h2>"
+        + f"<p>{told}Live bytes of tensors by what they are for, counted on fake tensors.</p>"
+        + _keys(COLOURS)
+        + f'<div class="panels">{"".join(panels)}</div>'
+        + f"<details><summary>The largest tensors at the peak of {escape(memory['title'])}</summary>{largest}</details>"
+    )
+
+
+def _times(results: Mapping[str, Any]) -> str:
+    costs = [(f"training {one['title']}", one["seconds"]) for one in results["trainings"]]
+    costs += [(name, seconds) for name, seconds in results.get("times", ())]
+    if not costs:
+        return ""
+    longest = max(seconds for _, seconds in costs) or 1.0
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td><td>{duration(seconds)}</td>"
+        f'<td class="bar"><i style="width:{100 * seconds / longest:.1f}%"></i></td></tr>'
+        for name, seconds in costs
+    )
+    total = duration(sum(seconds for _, seconds in costs))
+    return f'<h2>Time</h2><p>{total} in all.</p><div class="wide"><table><tbody>{rows}</tbody></table></div>'
 
 
 def _modules(results: Mapping[str, Any]) -> str:
@@ -197,11 +431,20 @@ def _modules(results: Mapping[str, Any]) -> str:
         ]
         for training in results["trainings"]
     ]
-    headings = ["module", "parameters", "channels", "epochs", "kept", "training loss", "validation loss", "weights"]
+    headings = [
+        "module",
+        "parameters",
+        "channels",
+        "epochs",
+        "best epoch",
+        "training loss",
+        "validation loss",
+        "sha256",
+    ]
     return (
         "<h2>Modules</h2>"
         + _table(headings, rows)
-        + '<p class="soft">Losses in nats, of the epoch whose weights were kept; weights: how their sha256 begins.</p>'
+        + '<p class="soft">Losses in nats, of the epoch whose weights the module has; their hash begins as shown.</p>'
         + _table(["training", "updates", "time", "peak memory"], trainings)
     )
 
@@ -217,8 +460,8 @@ def _probes(results: Mapping[str, Any]) -> str:
                 [
                     f"module {probe['module']}",
                     task,
-                    f"{100 * trained['accuracy']:.1f}",
-                    f"{100 * untrained['accuracy']:.1f}",
+                    f"{100 * trained['accuracy']:.1f} ± {100 * margin(trained):.1f}",
+                    f"{100 * untrained['accuracy']:.1f} ± {100 * margin(untrained):.1f}",
                     f"{100 * trained['train_accuracy']:.1f}",
                     f"{trained['samples']:,}",
                     f"{trained['test_samples']:,}",
@@ -229,7 +472,11 @@ def _probes(results: Mapping[str, Any]) -> str:
         for task, states in features["tasks"].items():
             found = states["fixed"]
             counts = [f"{found['samples']:,}", f"{found['test_samples']:,}", f"{found['learning_rate']:g}"]
-            accuracies = [f"{100 * found['accuracy']:.1f}", "", f"{100 * found['train_accuracy']:.1f}"]
+            accuracies = [
+                f"{100 * found['accuracy']:.1f} ± {100 * margin(found):.1f}",
+                "",
+                f"{100 * found['train_accuracy']:.1f}",
+            ]
             rows.append([str(features["module"]), task, *accuracies, *counts])
     headings = [
         "representation",
@@ -241,22 +488,33 @@ def _probes(results: Mapping[str, Any]) -> str:
         "test samples",
         "learning rate",
     ]
-    return "<h2>Probes</h2>" + _table(headings, rows)
+    return "<h2>Probes</h2>" + _accuracies(results) + _table(headings, rows)
 
 
 def _caches(caches: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for cache in caches:
-        on_disk = size(cache["bytes"])
+        rate, ratio = cache.get("read_bytes_per_second"), cache.get("ratio")
+        of_all = [
+            size(cache["bytes"]),
+            "–" if ratio is None else f"{ratio:.2f}",
+            "–" if rate is None else f"{size(rate)}/s",
+        ]
         for name, split in cache["splits"].items():
             views = f" x {split['views']} views" if split["views"] > 1 else ""
-            shape = " x ".join(map(str, split["shape"]))
+            shape = " x ".join("?" if length is None else str(length) for length in split["shape"])
             stored = f"{split['dtype']}, {split['codec']}"
-            rows.append([f"module {cache['module']}", name, f"{split['samples']:,}{views}", shape, stored, on_disk])
-            on_disk = ""  # of all splits together
+            rows.append([f"module {cache['module']}", name, f"{split['samples']:,}{views}", shape, stored, *of_all])
+            of_all = ["", "", ""]  # of all splits together
     if not rows:
         return ""
-    return "<h2>Caches</h2>" + _table(["cache", "split", "samples", "a sample", "stored as", "on disk"], rows)
+    headings = ["cache", "split", "samples", "a sample", "stored as", "on disk", "of float32", "read"]
+    return (
+        "<h2>Caches</h2>"
+        + _table(headings, rows)
+        + '<p class="soft">Of float32: bytes on disk as a part of what plain float32 takes. Read: bytes of samples a '
+        "second, decoded, when this page was written.</p>"
+    )
 
 
 def _dataset(dataset: Mapping[str, Any]) -> str:
@@ -267,9 +525,22 @@ def _dataset(dataset: Mapping[str, Any]) -> str:
     )
 
 
-def _settings(recipe: Mapping[str, Any]) -> str:
-    rows = [[name, value] for name, value in flatten(recipe)]
-    return f"<details open><summary>Settings</summary>{_table(['field', 'value'], rows, 'settings')}</details>"
+def _settings(results: Mapping[str, Any]) -> str:
+    rows = flatten(results["recipe"])
+    every = f"<details><summary>All settings</summary>{_table(['field', 'value'], rows, 'words')}</details>"
+    if (defaults := results.get("defaults")) is None:
+        return "<h2>Settings</h2>" + every
+    before = dict(flatten(defaults))
+    changed = [(name, value, before.get(name, "–")) for name, value in rows if before.get(name) != value]
+    if not changed:
+        return f"<h2>Settings</h2><p>All as the recipe {escape(str(defaults['name']))} has them.</p>" + every
+    return "<h2>Settings</h2>" + _table(["field", "this run", "the recipe's default"], changed, "words") + every
+
+
+def _environment(results: Mapping[str, Any]) -> str:
+    rows = [(name, str(value)) for name, value in results["machine"].items()]
+    rows += [("seed", str(results["recipe"]["seed"])), ("run", results["run"])]
+    return "<h2>Environment</h2>" + _table(["", ""], rows, "words")
 
 
 def flatten(settings: object, name: str = "") -> list[tuple[str, str]]:
@@ -280,7 +551,7 @@ def flatten(settings: object, name: str = "") -> list[tuple[str, str]]:
     elif isinstance(settings, list) and any(isinstance(item, Mapping) for item in settings):
         items = enumerate(settings)
     else:
-        words = {"None": "null", "True": "true", "False": "false"}
+        words = {"None": "not set", "True": "true", "False": "false"}
         return [(name, words.get(str(settings), str(settings)))]
     return [row for key, value in items for row in flatten(value, f"{name}.{key}" if name else str(key))]
 

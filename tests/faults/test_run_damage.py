@@ -204,7 +204,7 @@ def test_a_report_that_was_killed_half_way_is_unfinished(run: Path) -> None:
     manifest = read_json(run / "report/manifest.json")
     assert manifest is not None
     write_json(run / "report/manifest.json", {**manifest, "finished": False})
-    (run / "report/costs.png").unlink()
+    (run / "report/report.html").unlink()
     found = verify_run(run)
     assert found.damaged == {}
     assert list(found.unfinished) == [str(run / "report")]
