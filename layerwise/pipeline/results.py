@@ -42,7 +42,9 @@ def collect(setup: Setup) -> dict[str, Any]:
         told = {name: value for name, value in record.items() if name != "made_from"}
         lost = missing_epochs(_metrics(run, record).epochs, record["epochs"])
         stages.append({"module": number, **told, "curve": curve(run, record, number), "lost_epochs": lost})
-    caches = [describe_cache(setup, number) for number in range(1, setup.depth + 1) if cached(setup, number)]
+    numbers = [stage["module"] for stage in stages]
+    trained = [number for number, own in enumerate(numbers, 1) if number == own]  # above a gap nothing counts
+    caches = [describe_cache(setup, number) for number in trained if cached(setup, number)]
     parts = range(1, len(setup.holders) + 1)
     probes = [found for part in parts if (found := probe_record(setup, part)) is not None]
     features = setup.recipe.network.fixed_features()

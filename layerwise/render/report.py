@@ -251,12 +251,14 @@ def _toggles(results: Mapping[str, Any]) -> str:
     return f'<p style="margin-top:2rem"><span class="soft">Show </span>{buttons}</p>'
 
 
-def _panel(title: str, picture: str, module: int | None = None) -> str:
+def panel(title: str, picture: str, module: int | None = None) -> str:
+    """A chart with its title; hidden with its module, where it is of one."""
     of = "" if module is None else f' data-module="{module}"'
     return f"<figure{of}><h3>{escape(title)}</h3>{picture}</figure>"
 
 
-def _keys(names: Mapping[str, str]) -> str:
+def keys(names: Mapping[str, str]) -> str:
+    """What the colours mean."""
     keys = (f'<span><i class="key" style="background:{c}"></i>{escape(name)}</span>' for name, c in names.items())
     return f'<p class="keys">{"".join(keys)}</p>'
 
@@ -287,26 +289,26 @@ def _curves(stages: Sequence[Mapping[str, Any]]) -> str:
             points = [frame.at(point["epoch"], point[name]) for point in stage["curve"]]
             parts.append(line(points, colour, dash=dash))
             if len(points) == 1:
-                parts.append(_dot(*points[0], colour))
+                parts.append(dot(*points[0], colour))
         hover = []
         for point in stage["curve"]:
             chosen = point["epoch"] == stage["best_epoch"]
             if chosen:
-                parts.append(_dot(*frame.at(point["epoch"], point["validation_loss"]), "var(--second)"))
+                parts.append(dot(*frame.at(point["epoch"], point["validation_loss"]), "var(--second)"))
             told = f"epoch {point['epoch']}\ntraining {point['loss']:.4f}\nvalidation {point['validation_loss']:.4f}"
             hover.append((frame.at(point["epoch"], 0)[0], told + "\nweights taken from here" * chosen))
         first, best = stage["curve"][0], min(point["validation_loss"] for point in stage["curve"])
         words = f"validation loss of module {stage['module']}: from {first['validation_loss']:.3f} to {best:.3f} nats"
-        panels.append(_panel(f"module {stage['module']}", svg(parts, WIDTH, HEIGHT, words, hover), stage["module"]))
+        panels.append(panel(f"module {stage['module']}", svg(parts, WIDTH, HEIGHT, words, hover), stage["module"]))
     return (
         "<h2>Loss</h2>"
-        + _keys({"training": "var(--first)", "validation (dashed)": "var(--second)"})
+        + keys({"training": "var(--first)", "validation (dashed)": "var(--second)"})
         + f'<div class="panels">{"".join(panels)}</div>'
         + '<p class="soft">The dot is the epoch whose weights the module has.</p>'
     )
 
 
-def _dot(x: float, y: float, colour: str, radius: float = 4.5) -> str:
+def dot(x: float, y: float, colour: str, radius: float = 4.5) -> str:
     return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}" fill="{colour}" stroke="var(--paper)"/>'
 
 
@@ -342,14 +344,14 @@ def _accuracies(results: Mapping[str, Any]) -> str:
                 told = f"{state} {accuracy:.1f} ± {unsure:.1f} %"
                 hover.setdefault(at, [f"module {probe['module']}"]).append(told)
             parts.append(line(points, f"var(--{colour})", dash=dash))
-            parts += [_dot(px, py, f"var(--{colour})") for px, py in points]
+            parts += [dot(px, py, f"var(--{colour})") for px, py in points]
         words = "; ".join(
             f"module {probe['module']}: {100 * probe['tasks'][task]['trained']['accuracy']:.1f} %" for probe in probes
         )
         told_at = [(at, "\n".join(told)) for at, told in hover.items()]
-        panels.append(_panel(task, svg(parts, WIDTH, HEIGHT, f"test accuracy for {task}, {words}", told_at)))
+        panels.append(panel(task, svg(parts, WIDTH, HEIGHT, f"test accuracy for {task}, {words}", told_at)))
     return (
-        _keys({"trained": "var(--first)", "untrained, same seed (dashed)": "var(--second)"})
+        keys({"trained": "var(--first)", "untrained, same seed (dashed)": "var(--second)"})
         + f'<div class="panels">{"".join(panels)}</div>'
         + '<p class="soft">Bars are 95% intervals for the number of test samples.</p>'
     )
@@ -372,12 +374,12 @@ def _memory(results: Mapping[str, Any]) -> str:
         hover: list[tuple[float, str]] = []
         parts = [*timeline_plot(one, frame, unit, scale, hover), text(0, 12, unit, fill="soft")]
         words = f"memory over one step, {title}: peak {size(one['peak'])}"
-        panels.append(_panel(title, svg(parts, WIDTH, HEIGHT, words, hover)))
+        panels.append(panel(title, svg(parts, WIDTH, HEIGHT, words, hover)))
     rows = [
         [held["layer"], held["category"], held["dtype"], " x ".join(map(str, held["shape"])), size(held["bytes"])]
         for held in ours["largest"]
     ]
-    largest = _table(["layer", "category", "dtype", "shape", "size"], rows)
+    largest = table(["layer", "category", "dtype", "shape", "size"], rows)
     ratio = _saved(results)
     told = (
         "" if ratio is None else f"The peak is {ratio:.2f} of that of end-to-end training with the same loss on top. "
@@ -385,7 +387,7 @@ def _memory(results: Mapping[str, Any]) -> str:
     return (
         "<h2>Memory over one step</h2>"
         + f"<p>{told}Live bytes of tensors by what they are for, counted on fake tensors.</p>"
-        + _keys(COLOURS)
+        + keys(COLOURS)
         + f'<div class="panels">{"".join(panels)}</div>'
         + f"<details><summary>The largest tensors at the peak of {escape(memory['title'])}</summary>{largest}</details>"
     )
@@ -443,9 +445,9 @@ def _modules(results: Mapping[str, Any]) -> str:
     ]
     return (
         "<h2>Modules</h2>"
-        + _table(headings, rows)
+        + table(headings, rows)
         + '<p class="soft">Losses in nats, of the epoch whose weights the module has; their hash begins as shown.</p>'
-        + _table(["training", "updates", "time", "peak memory"], trainings)
+        + table(["training", "updates", "time", "peak memory"], trainings)
     )
 
 
@@ -488,7 +490,7 @@ def _probes(results: Mapping[str, Any]) -> str:
         "test samples",
         "learning rate",
     ]
-    return "<h2>Probes</h2>" + _accuracies(results) + _table(headings, rows)
+    return "<h2>Probes</h2>" + _accuracies(results) + table(headings, rows)
 
 
 def _caches(caches: Sequence[Mapping[str, Any]]) -> str:
@@ -511,7 +513,7 @@ def _caches(caches: Sequence[Mapping[str, Any]]) -> str:
     headings = ["cache", "split", "samples", "a sample", "stored as", "on disk", "of float32", "read"]
     return (
         "<h2>Caches</h2>"
-        + _table(headings, rows)
+        + table(headings, rows)
         + '<p class="soft">Of float32: bytes on disk as a part of what plain float32 takes. Read: bytes of samples a '
         "second, decoded, when this page was written.</p>"
     )
@@ -521,26 +523,26 @@ def _dataset(dataset: Mapping[str, Any]) -> str:
     rows = [[name, f"{count:,}"] for name, count in dataset["sizes"].items()]
     shape = " x ".join(map(str, dataset["sample_shape"]))
     return (
-        f'<h2>Dataset</h2>{_table(["split", "samples"], rows)}<p class="soft">A sample is {escape(shape)} numbers.</p>'
+        f'<h2>Dataset</h2>{table(["split", "samples"], rows)}<p class="soft">A sample is {escape(shape)} numbers.</p>'
     )
 
 
 def _settings(results: Mapping[str, Any]) -> str:
     rows = flatten(results["recipe"])
-    every = f"<details><summary>All settings</summary>{_table(['field', 'value'], rows, 'words')}</details>"
+    every = f"<details><summary>All settings</summary>{table(['field', 'value'], rows, 'words')}</details>"
     if (defaults := results.get("defaults")) is None:
         return "<h2>Settings</h2>" + every
     before = dict(flatten(defaults))
     changed = [(name, value, before.get(name, "–")) for name, value in rows if before.get(name) != value]
     if not changed:
         return f"<h2>Settings</h2><p>All as the recipe {escape(str(defaults['name']))} has them.</p>" + every
-    return "<h2>Settings</h2>" + _table(["field", "this run", "the recipe's default"], changed, "words") + every
+    return "<h2>Settings</h2>" + table(["field", "this run", "the recipe's default"], changed, "words") + every
 
 
 def _environment(results: Mapping[str, Any]) -> str:
     rows = [(name, str(value)) for name, value in results["machine"].items()]
     rows += [("seed", str(results["recipe"]["seed"])), ("run", results["run"])]
-    return "<h2>Environment</h2>" + _table(["", ""], rows, "words")
+    return "<h2>Environment</h2>" + table(["", ""], rows, "words")
 
 
 def flatten(settings: object, name: str = "") -> list[tuple[str, str]]:
@@ -556,7 +558,8 @@ def flatten(settings: object, name: str = "") -> list[tuple[str, str]]:
     return [row for key, value in items for row in flatten(value, f"{name}.{key}" if name else str(key))]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], kind: str = "") -> str:
+    """A table that scrolls by itself where the page is narrow; `kind` "words" for one of text."""
     head = "".join(f"<th>{escape(heading)}</th>" for heading in headings)
     body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<div class="wide"><table class="{kind}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'

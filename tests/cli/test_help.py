@@ -30,7 +30,7 @@ OFFERED = {
     "grow": {"channels", "blocks", "stride", "device", *RUN, *DATA, *MEMORY},
     "watch": {"once", "every", "recipe", "run-dir"},
     "recipes": set(),
-    "report": {*RUN},
+    "report": {"compare", "out", *RUN},
 }
 
 
