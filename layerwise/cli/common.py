@@ -194,7 +194,7 @@ def _held_setup(options: Options, ranks: Ranks, purpose: str, writes: bool) -> I
 
 
 def _require_known_address(run: Run, options: Options, writes: bool) -> None:
-    """A look at a run contacts no address because the run says so; a command that works on it, or names one, does.
+    """A run may come from a stranger: because it says so, no address is contacted, and no cache outside it is replaced.
 
     Raises:
         UsageError: the run names an address that nobody named on this machine.
@@ -203,16 +203,20 @@ def _require_known_address(run: Run, options: Options, writes: bool) -> None:
     from layerwise.pipeline import trust
 
     url = run.recipe.cache.url
-    if options.recipe is not None or any(override.startswith("cache.url=") for override in options.set):
+    if options.recipe is not None or any(map(_is_address, options.set)):
         trust.trust_address(url)
-    elif url is not None and not writes and not trust.knows_address(url):
-        raise UsageError(trust.not_contacted(run.folder, url))
+    elif url is not None and not trust.knows_address(url, writes=writes):
+        raise UsageError(trust.not_contacted(run.folder, url, writes=writes))
+
+
+def _is_address(override: str) -> bool:
+    return override.partition("=")[0].strip() == "cache.url"
 
 
 def _say_what_lies_elsewhere(run: Run, options: Options, data_dir: Path | None) -> None:
     """A run may come from a stranger: name the places outside it that it chose, and not this command."""
     url = run.recipe.cache.url
-    if url is not None and not any(override.startswith("cache.url=") for override in options.set):
+    if url is not None and not any(map(_is_address, options.set)):
         say(f"{run.folder} keeps its caches at {url}")
     if data_dir is not None and options.data_dir is None:
         say(f"{run.folder} has its data at {data_dir}")

@@ -217,7 +217,7 @@ class WindowRecord(TypedDict):
 class PlaceOfCaches(TypedDict):
     """place.json: the run's own folder below cache.url."""
 
-    name: Annotated[str, Field(pattern=r"^[^/\x00-\x1f]{1,255}$")]
+    name: Annotated[str, Field(pattern=r"^\.*[^./\x00-\x1f][^/\x00-\x1f]*$", max_length=255)]
 
 
 @_exact

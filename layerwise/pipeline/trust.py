@@ -66,15 +66,17 @@ def changes(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> 
 
 def trust_address(url: str | None) -> None:
     """Note that the user works with caches at this address; where that cannot be written, `knows_address` is false."""
-    if url is None or url.startswith("file://"):
+    if url is None:
         return
     with suppress(OSError, WillNotFit, DamagedData):
         _write(*_note(url, "addresses"), {"url": url})
 
 
-def knows_address(url: str | None) -> bool:
-    """Whether caches there may be looked at because a run says so: on this machine, or where the user works."""
-    if url is None or url.startswith("file://"):
+def knows_address(url: str | None, *, writes: bool = False) -> bool:
+    """Whether caches there may be looked at, or written and replaced, because a run says so: where the user works; and
+    looked at on this machine.
+    """
+    if url is None or (url.startswith("file://") and not writes):
         return True
     with suppress(OSError, DamagedData):
         root, note = _note(url, "addresses")
@@ -83,12 +85,13 @@ def knows_address(url: str | None) -> bool:
     return False
 
 
-def not_contacted(folder: Path, url: str) -> str:
+def not_contacted(folder: Path, url: str, *, writes: bool = False) -> str:
     """What to say of an address that is not known, with the command that makes it so."""
+    left = "nothing is written or replaced there" if writes else "it was not contacted"
     command = shlex.join(["layerwise", "status", f"--set=cache.url={url}", f"--run-dir={folder}"])
     return (
-        f"{folder} says that its caches lie at {url}, which nobody named on this machine, so it was not contacted. If "
-        f"you trust the address, name it with: {command}"
+        f"{folder} says that its caches lie at {url}, which nobody named on this machine, so {left}. If you trust "
+        f"the address, name it with: {command}"
     )
 
 

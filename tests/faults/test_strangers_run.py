@@ -15,6 +15,7 @@ import activation_cache
 from activation_cache import StoreError
 from layerwise.cli import main
 from layerwise.errors import DamagedData
+from layerwise.files.records import PLACE, read_record
 from layerwise.files.storage import read_json, write_json
 from layerwise.pipeline.status import recipe_digest
 from layerwise.recipe.as_json import NeedsCode, describe, rebuild
@@ -174,11 +175,30 @@ def test_overrides_of_a_run_are_data(make_run, tmp_path, canary):
     ):
         write_json(folder / "run.json", {**run, "set": [override]})
         assert call(*PRUNE).exit_code == 2
-    elsewhere = tmp_path / "elsewhere"
-    write_json(folder / "run.json", {**run, "set": [*run["set"], f"cache.url=file://{elsewhere}"]})
-    result = call(*PRUNE)
-    assert f"keeps its caches at file://{elsewhere}" in result.stderr
     assert not canary.exists()
+
+
+@pytest.mark.parametrize("scheme", ["file", "s3"])
+def test_no_cache_outside_a_run_is_written_or_replaced_because_the_run_says_so(make_run, tmp_path, scheme):
+    folder = make_run(BUILT_IN_CLASSES)
+    run, url = read_json(folder / "run.json") or {}, f"{scheme}://{tmp_path}/elsewhere".replace("s3:///", "s3://")
+    write_json(folder / "run.json", {**run, "set": [*run["set"], f" cache.url={url}"]})
+    write_json(folder / "place.json", {"name": "mine"})
+    for command in (["cache", "--prune", "--yes"], ["run", "--fresh"], ["stage", "1"]):
+        refused = call(*command, "--run-dir", str(folder))
+        assert refused.exit_code == 2, refused.output
+        assert "nobody named on this machine, so nothing is written or replaced there" in refused.stderr
+        assert not (tmp_path / "elsewhere").exists()
+    if scheme == "file":
+        assert call(*shlex.split(refused.stderr.strip().rpartition("name it with: layerwise ")[2])).exit_code == 0
+        assert f"keeps its caches at {url}" in call(*PRUNE, "--run-dir", str(folder)).stderr
+
+
+@pytest.mark.parametrize("name", [".", "..", "a/b", ""])
+def test_the_folder_of_a_run_s_caches_lies_below_the_address(tmp_path, name):
+    write_json(tmp_path / "place.json", {"name": name})
+    with pytest.raises(DamagedData, match=r"place\.json"):
+        read_record(tmp_path / "place.json", PLACE)
 
 
 def test_a_file_runs_where_it_was_named_and_as_it_was(make_run, tmp_path, canary):
