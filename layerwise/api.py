@@ -152,7 +152,11 @@ def train(
     called on the run afterwards belongs to the first process: `if int(os.environ.get("RANK", 0)) == 0:`.
 
     Args:
-        modules, objective, train, validation, settings: as `describe` takes them.
+        modules: as `describe` takes them.
+        objective: as `describe` takes it.
+        train: as `describe` takes it.
+        validation: as `describe` takes it.
+        settings: the other arguments of `describe`.
         to: the folder of the run.
         track: "tensorboard", "wandb" or "trackio" is told the losses of each step, and what is measured, as well.
 
@@ -290,8 +294,9 @@ class Trained:
         "untrained" for the same network as it was before.
 
         Args:
-            train, test: labelled samples that the classifier learns from and is judged on; where the run is of a
-                recipe, its dataset has them already.
+            module: by default the last.
+            train: labelled samples that the classifier learns from. A recipe's dataset already has them.
+            test: labelled samples that measure its accuracy, likewise.
             settings: of the classifier.
 
         Raises:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,20 @@ def _field(name: str, value: Any, info: FieldInfo) -> Field:
     default = None if required else info.get_default(call_default_factory=True, validated_data={})
     shown = to_jsonable_python(value), to_jsonable_python(default)
     return Field(name, *shown, required, _allowed(info), info.description or "")
+
+
+def described(kind: type[Settings]) -> Iterator[tuple[str, str, str, str]]:
+    """For each field of a class of settings: name, default ("" where there is none), allowed values, meaning with unit.
+
+    A default that is a group of settings is shown as the name of its class.
+    """
+    for name, info in kind.model_fields.items():
+        default = None if info.is_required() else info.get_default(call_default_factory=True, validated_data={})
+        if isinstance(default, Settings):
+            shown = type(default).__name__
+        else:
+            shown = "" if info.is_required() else json.dumps(to_jsonable_python(default))
+        yield name, shown, _allowed(info), info.description or ""
 
 
 def _allowed(info: FieldInfo) -> str:
