@@ -84,7 +84,9 @@ def recipe_fields() -> str:
             ]
             if rows:
                 parts.append(
-                    "| field | default | values | meaning and unit |\n| --- | --- | --- | --- |\n" + "\n".join(rows) + "\n"
+                    "| field | default | values | meaning and unit |\n| --- | --- | --- | --- |\n"
+                    + "\n".join(rows)
+                    + "\n"
                 )
     return "\n".join(parts)
 

@@ -24,6 +24,7 @@ from torch.utils.data import TensorDataset
 
 import layerwise
 from layerwise.cli import main
+from layerwise.recipe.loader import load_recipe
 from layerwise.settings.base import Settings
 
 ROOT = Path(__file__).parents[2]
@@ -208,3 +209,27 @@ def test_the_site_builds_strictly(tmp_path: Path) -> None:
     assert (tmp_path / "site" / "reference" / "commands.html").is_file()
     start = (tmp_path / "site" / "index.html").read_text()
     assert not re.findall(r"(?:src|<link[^>]*stylesheet[^>]*href)=\"https?://", start)  # loads without a network
+
+
+def test_the_recipe_of_the_page_is_a_recipe(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(blocks(DOCS / "how-to" / "recipe.md", "python", runs=True)[0])
+    recipe = load_recipe(str(path))
+    assert len(recipe.network.modules((1, 64, 64))) == 4
+
+
+def test_the_described_recipe_is_one() -> None:
+    (code,) = blocks(DOCS / "how-to" / "recipe.md", "python", runs=False)
+    data = TensorDataset(torch.rand(20, 4), torch.arange(20) % 2)
+    layers = [torch.nn.Linear(4, 4), torch.nn.Linear(4, 2)]
+    names: dict[str, Any] = {"modules": layers, "objective": layerwise.CrossEntropy()}
+    names |= dict.fromkeys(("images", "labelled", "test"), data)
+    exec(code, names)  # noqa: S102
+    assert isinstance(names["recipe"], layerwise.Recipe)
+
+
+def test_every_file_that_the_layout_names_is_there() -> None:
+    page = (DOCS / "how-it-works" / "layout.md").read_text()
+    named = re.findall(r"^(?:  )?([a-z_]+(?:/[a-z_]+)*(?:\.py|/))", page, re.M)
+    assert len(named) > 15
+    assert all(any((ROOT / top / path).exists() for top in ("", "layerwise", "cache")) for path in named)
