@@ -13,17 +13,17 @@ from layerwise.cli.outcome import emit, say
 
 
 @click.command(cls=Command, name="cache")
-@click.option("--module", "number", type=Number(min=1), metavar="NUMBER", help="Whose outputs to store.")
-@click.option("--repair", is_flag=True, help="Read all of the cache, and write only what is damaged again.")
+@click.option("--module", "number", type=Number(min=1), metavar="NUMBER", help="The module whose outputs to store.")
+@click.option("--repair", is_flag=True, help="Read the whole cache, and write again only what is damaged.")
 @click.option(
     "--task",
     is_flag=False,
     flag_value="array",
     metavar="TASK/TASKS",
-    help="Write one of several shares of the cache, as 3/64, beside other jobs that write theirs; --commit ends it. "
-    "Default: as SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT say.",
+    help="Write one part of the cache, as in 3/64, while other jobs write the others; --commit finishes it. "
+    "Default: SLURM_ARRAY_TASK_ID and SLURM_ARRAY_TASK_COUNT.",
 )
-@click.option("--commit", is_flag=True, help="Commit the cache when all tasks are done, or say which are missing.")
+@click.option("--commit", is_flag=True, help="Commit the cache if all tasks are done; otherwise list the missing ones.")
 @click.option("--prune", is_flag=True, help="Remove the run's stale caches, after asking.")
 @click.option("--yes", is_flag=True, help="With --prune: do not ask.")
 @options(*RUN, "device", *DATA, *CACHE)
@@ -32,11 +32,11 @@ def command(
 ) -> None:
     """Write a frozen module's outputs to its Zarr store, for the next stage to train from.
 
-    Goes on where an interrupted writing stopped.
+    Continues where an interrupted one stopped.
     """
     if (number is None) != prune or sum((repair, prune, task is not None, commit)) > 1:
         raise click.UsageError(
-            "give --module N, alone or with one of --repair, --task and --commit; or --prune, for all modules"
+            "give --module N, alone or with --repair, --task or --commit; or give --prune, for all modules"
         )
     if task is not None and number is not None:
         _task(number, *_share(task), options)
@@ -67,7 +67,7 @@ def command(
                     found = activation_cache.remove_window(setup.run.window(module))
                     left += [f"{setup.run.window(module)}/{path}" for path in found]
             for path in left:
-                say(f"left in place, since no cache wrote it: {path}")
+                say(f"left in place, because layerwise did not write it: {path}")
             outcome = {
                 "stale": stale,
                 "removed": list(stale) if agreed else [],
@@ -88,7 +88,7 @@ def command(
         elif unsettled(setup, number):
             write_cache(setup, number)
         else:
-            setup.progress.note(f"module {number}'s cache is whole and valid already")
+            setup.progress.note(f"module {number}'s cache is already complete and valid")
         facts = describe_cache(setup, number)
         emit(options, facts, lambda: cache_table(facts, last=number == setup.depth))
 
@@ -100,7 +100,7 @@ def _task(number: int, task: int, tasks: int, options: Options) -> None:
 
         setup.require_module(number)
         outcome = write_task(setup, number, task, tasks)
-        written = f"{outcome['samples']:,} samples written" if outcome["samples"] else "done already"
+        written = f"{outcome['samples']:,} samples written" if outcome["samples"] else "already done"
         emit(options, outcome, lambda: say(f"task {task} of {tasks}: {written}"))
 
 
@@ -109,11 +109,11 @@ def _share(task: str) -> tuple[int, int]:
     if task == "array":
         named = {name: os.environ.get(f"SLURM_ARRAY_TASK_{name}", "") for name in ("ID", "COUNT", "MIN")}
         if not all(value.isdecimal() for value in named.values()):
-            raise click.UsageError("--task: this is no Slurm array job, so say which task, as in --task 3/64")
+            raise click.UsageError("--task: this is not a Slurm array job, so name the task, as in --task 3/64")
         return int(named["ID"]) - int(named["MIN"]) + 1, int(named["COUNT"])
     number, _, count = task.partition("/")
     if not (number.isdecimal() and count.isdecimal() and len(task) < 20):
-        raise click.UsageError(f"--task {task}: give the number of the task and of all tasks, as in --task 3/64")
+        raise click.UsageError(f"--task {task}: give the number of the task and the number of tasks, as in --task 3/64")
     return int(number), int(count)
 
 

@@ -143,7 +143,7 @@ def _held_setup(options: Options, ranks: Ranks, purpose: str, writes: bool) -> I
             wanted = run_name(resolve_recipe(as_written, overrides))
             if wanted != run_name(resolve_recipe(as_written, before)):
                 folder = RUNS / wanted
-                say(f"another method or schedule has a run of its own: {folder}")
+                say(f"this method or schedule gets its own run: {folder}")
     else:
         source, overrides = named_recipe(options.recipe), list(options.set)
         as_written = read_recipe(source)
@@ -252,7 +252,7 @@ def pick_device(name: str) -> Any:
     from layerwise.training.ranks import local_device
 
     if name == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device cuda: this machine has no usable CUDA device. Use --device cpu, or auto")
+        raise UsageError("--device cuda: this machine has no usable CUDA device. Use --device cpu or --device auto")
     return local_device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
@@ -270,7 +270,7 @@ def stop_on_signal() -> Iterator[Stopping]:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
         if stopping.ask():
-            say("stopping after this step; once more to quit at once")
+            say("stopping after this step; press again to quit at once")
 
     def ask_again(dropped: sys.UnraisableHookArgs) -> None:
         if not isinstance(dropped.exc_value, KeyboardInterrupt):

@@ -15,7 +15,10 @@ from layerwise.cli.outcome import emit
 
 @click.command(cls=Command, name="grow")
 @click.option(
-    "--channels", type=Number(min=4), metavar="COUNT", help="Of the new module. Default: twice the last one's."
+    "--channels",
+    type=Number(min=4),
+    metavar="COUNT",
+    help="Channels of the new module. Default: twice those of the last module.",
 )
 @click.option(
     "--blocks",
@@ -31,14 +34,14 @@ from layerwise.cli.outcome import emit
     metavar="1-4",
     default=1,
     show_default=True,
-    help="Stride of its first block.",
+    help="Stride of the new module's first block.",
 )
 @options(*RUN, "device", *DATA, *MEMORY)
 def command(channels: int | None, blocks: int, stride: int, options: Options) -> None:
     """Add a module on top of a finished run, and train only it.
 
-    The modules below stay as they are, to the bit, also where they were trained together: the new one is trained on
-    what they make when they are frozen. The run keeps it in its recipe from then on.
+    The modules below keep their weights, bit for bit, even if they were trained together: the new module trains on
+    their frozen outputs. The new module becomes part of the run's recipe.
     """
     with setup_for(options, purpose="grow", writes=False) as setup:
         from layerwise.errors import UsageError
@@ -49,14 +52,14 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
         network = recipe.network
         if not isinstance(network, PatchResNet) or network.cuts is not None:
             raise UsageError(
-                f"grow adds a group to a PatchResNet with a module a group (network.cuts = null), and the recipe "
-                f"{recipe.name!r} has another network or method: add the module in the recipe, and train it with "
-                "layerwise stage"
+                f"grow adds a group to a PatchResNet with one module for each group (network.cuts = null), and the "
+                f"recipe {recipe.name!r} has another network or method: add the module in the recipe, and train it "
+                "with layerwise stage"
             )
         if recipe.scale < 1:
             raise UsageError(
-                f"the run was scaled down (scale = {recipe.scale:g}), and the grown network would be scaled once more: "
-                "grow a run of the whole recipe, or choose its channels with --set instead of a scale"
+                f"the run was scaled down (scale = {recipe.scale:g}), and the grown network would be scaled again: "
+                "grow a run of the full recipe, or choose its channels with --set instead of a scale"
             )
         require_stages(setup, depth)
         last = network.groups[-1]
@@ -64,8 +67,8 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
         taller = network.model_copy(update={"groups": (*network.groups, last.model_copy(update=added))})
         if taller.through(depth) != network.through(depth):
             raise UsageError(
-                f"a module of {added['channels']} channels (times network.width = {network.width:g}) and stride 1 on "
-                "one of as many reads its input unrectified, which the module below does not hand on: choose other "
+                f"with {added['channels']} channels (times network.width = {network.width:g}) and stride 1, the first "
+                "block reads its input before the ReLU, but the module below only outputs relu(x): choose other "
                 "--channels, or a --stride"
             )
         groups = json.dumps([group.model_dump() for group in taller.groups])

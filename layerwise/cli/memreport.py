@@ -33,7 +33,9 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command(cls=Command, name="memreport")
-@click.option("--recipe", metavar="NAME|FILE.py", default="stl10", show_default=True, help="Whose network to look at.")
+@click.option(
+    "--recipe", metavar="NAME|FILE.py", default="stl10", show_default=True, help="The recipe whose network to measure."
+)
 @click.option(
     "--set", "overrides", metavar="KEY=VALUE", multiple=True, help="Override a field of the recipe. May be repeated."
 )
@@ -47,21 +49,26 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option("--batch", type=Number(min=1), metavar="SAMPLES", default=16, show_default=True, help="Samples a step.")
 @click.option(
-    "--max-memory", "budget", metavar="BYTES", default="500MB", show_default=True, help="For the rows under a budget."
+    "--max-memory",
+    "budget",
+    metavar="BYTES",
+    default="500MB",
+    show_default=True,
+    help="Memory budget, for the rows that have one.",
 )
 @click.option(
     "--depth",
     "depths",
     type=Depths(),
     metavar="NUMBERS",
-    help="Peak against the number of modules instead, as in 3,6,12,24,48.",
+    help="Show the peak against the number of modules instead, as in 3,6,12,24,48.",
 )
 @click.option(
     "--device",
     type=click.Choice(DEVICES),
     metavar="DEVICE",
     default="auto",
-    help="cuda: measure; cpu: predict only; auto: measure where there is a GPU.",
+    help="cuda: measure; cpu: predict only; auto: measure if there is a GPU.",
 )
 @click.option(
     "--csv",
@@ -70,7 +77,7 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
     heading="Output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Write the rows there too.",
+    help="Also write the rows to this file.",
 )
 @click.option(
     "--chart",
@@ -78,7 +85,7 @@ class Depths(click.ParamType):  # type: ignore[type-arg]
     heading="Output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    help="Draw the peaks there, as a PNG.",
+    help="Also draw the peaks to this file, a PNG.",
 )
 @click.option(
     "--timeline",

@@ -69,7 +69,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         "Run",
         {
             "metavar": "NAME|FILE.py",
-            "help": "A built-in recipe, or the path of your own. Default: that of the run used last.",
+            "help": "A built-in recipe, or the path of your own. Default: the recipe of the run used last.",
         },
     ),
     "method": (
@@ -102,7 +102,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": click.Choice(get_args(ScheduleName)),
             "metavar": "SCHEDULE",
-            "help": "iterative: one module after another; simultaneous: all in each step. Default: as the recipe says.",
+            "help": "iterative: one module after another; simultaneous: all in each step. Default: as in the recipe.",
         },
     ),
     "feed": (
@@ -110,8 +110,8 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": click.Choice(get_args(FeedName)),
             "metavar": "FEED",
-            "help": "What the modules above the first read: cache, or recompute, which needs no disk. Default: as the "
-            "recipe says.",
+            "help": "What modules above the first read: cache, or recompute, which needs no disk. Default: as in the "
+            "recipe.",
         },
     ),
     "device": (
@@ -120,7 +120,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
             "type": click.Choice(DEVICES),
             "metavar": "DEVICE",
             "default": "auto",
-            "help": "Where to compute: cpu, cuda, or auto, which takes cuda where there is one.",
+            "help": "Where to compute: cpu, cuda, or auto, which uses CUDA if it is available.",
         },
     ),
     "data_dir": (
@@ -128,41 +128,41 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": click.Path(path_type=Path),
             "metavar": "DIR",
-            "help": "Where the dataset's files are. Default: where they were last.",
+            "help": "Folder of the dataset's files. Default: the folder used last.",
         },
     ),
     "data": (
         "Data",
         {
             "metavar": "FUNCTION",
-            "help": "A function that returns datasets of your own, as package.module:function or FILE.py:function; see "
+            "help": "A function that returns your own datasets, as package.module:function or FILE.py:function; see "
             "`layerwise.recipe.named_data`.",
         },
     ),
-    "download": ("Data", {"is_flag": True, "help": "Fetch the dataset into --data-dir where it is missing."}),
+    "download": ("Data", {"is_flag": True, "help": "Download the dataset into --data-dir if it is missing."}),
     "max_memory": (
         "Memory",
-        {"metavar": "BYTES", "help": "Device memory a stage may take, as 500MB or 2GiB; picks --micro-batch."},
+        {"metavar": "BYTES", "help": "Device memory a stage may use, as in 500MB or 2GiB; chooses --micro-batch."},
     ),
     "micro_batch": (
         "Memory",
         {
             "type": Number(min=1),
             "metavar": "SAMPLES",
-            "help": "Samples that go through a module at once; same gradients.",
+            "help": "Samples that go through a module at once. The gradients stay those of the whole batch.",
         },
     ),
     "cache_budget": (
         "Cache",
         {
             "metavar": "BYTES",
-            "help": "Disk a cache may take, as 50GB; of more samples it holds a window that rolls. Default: what is "
-            "free.",
+            "help": "Disk space a cache may use, as in 50GB. A larger cache becomes a rolling window. Default: the "
+            "free space.",
         },
     ),
     "cache_url": (
         "Cache",
-        {"metavar": "URL", "help": "Keep the caches there: s3://bucket/prefix, gs://, az:// or file://."},
+        {"metavar": "URL", "help": "Keep the caches at this address: s3://bucket/prefix, gs://, az:// or file://."},
     ),
     "views": (
         "Cache",
@@ -177,7 +177,7 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": click.Choice(get_args(TrackerName)),
             "metavar": "TRACKER",
-            "help": "Write curves to tensorboard, wandb or trackio as well. TensorBoard's lie in RUN/curves.",
+            "help": "Also write curves to tensorboard, wandb or trackio. TensorBoard's files are in RUN/curves.",
         },
     ),
     "json": ("Output", {"is_flag": True, "help": "Machine output on stdout; everything else goes to stderr."}),

@@ -69,7 +69,7 @@ def interruption_as_error() -> Iterator[None]:
         from layerwise.errors import StoppedEarly
 
         raise StoppedEarly(
-            "stopped; what is finished is kept, and the same command, without --fresh, goes on from there"
+            "stopped; finished work is saved, and the same command, without --fresh, resumes from there"
         ) from None
 
 

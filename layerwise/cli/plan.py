@@ -15,9 +15,9 @@ from layerwise.cli.outcome import emit
 @click.command(cls=Command, name="plan")
 @options(*RUN, "schedule", "feed", "device", "data_dir", "data", *MEMORY, *CACHE)
 def command(options: Options) -> None:
-    """Say what a run will take before anything runs: memory and cache of each stage, and whether they fit.
+    """Predict the memory and cache of each stage, and whether they fit, before anything runs.
 
-    Ends with 3 where they do not. Nothing is trained, and no GPU is needed.
+    The exit code is 3 if they do not fit. Nothing is trained, and no GPU is needed.
     """
     with setup_for(options, purpose="plan", writes=False) as setup:
         from layerwise.pipeline.plan import make_plan

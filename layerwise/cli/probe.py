@@ -16,10 +16,10 @@ from layerwise.cli.outcome import emit
     "number",
     type=Number(min=1),
     metavar="NUMBER",
-    help="Whose representation to classify. Default: the last module's.",
+    help="The module whose representation to classify. Default: the last.",
 )
 @click.option("--fixed", is_flag=True, help="Classify hand-crafted features instead (MFCC, for speech).")
-@click.option("--fresh", is_flag=True, help="Measure again even if this was measured before.")
+@click.option("--fresh", is_flag=True, help="Measure again, even if there is a result already.")
 @options(*RUN, "device", *DATA, "track")
 def command(number: int | None, fixed: bool, fresh: bool, options: Options) -> None:
     """Train a linear classifier on a module's frozen representation.

@@ -43,5 +43,5 @@ def _list(recipes: dict[str, str]) -> None:
     click.echo(
         "\nTrain one:           layerwise run --recipe NAME"
         "\nList its fields:     layerwise recipes NAME"
-        "\nA recipe of your own is a Python file that defines `recipe`: layerwise run --recipe path/to/mine.py"
+        "\nYour own recipe is a Python file that defines `recipe`: layerwise run --recipe path/to/mine.py"
     )

@@ -15,7 +15,9 @@ from layerwise.cli.outcome import emit
 
 @click.command(cls=Command, name="report")
 @click.argument("runs", nargs=-1, type=click.Path(path_type=Path, file_okay=False), metavar="[RUN]...")
-@click.option("--compare", is_flag=True, help="Put the runs that are named on one page, as in --compare runs/a runs/b.")
+@click.option(
+    "--compare", is_flag=True, help="Show these runs side by side on one page, as in --compare runs/a runs/b."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -20,7 +20,7 @@ WHAT = ("table1", "table2", "table3", "table4", "figure2", "figure3", "figure4")
     "--scale",
     type=click.FloatRange(0, 1, min_open=True),
     metavar="SHARE",
-    help="Shrink samples, epochs and channels to this part, above 0 and at most 1.",
+    help="Shrink samples, epochs and channels to this fraction, above 0 and at most 1.",
 )
 @click.option(
     "--seeds",
@@ -38,7 +38,7 @@ WHAT = ("table1", "table2", "table3", "table4", "figure2", "figure3", "figure4")
     "device",
     *DATA,
     recipe="A built-in recipe, or the path of your own. Default: the one that follows the paper.",
-    run_dir="Where the runs and the results lie. Default: runs/reproduce-RECIPE.",
+    run_dir="Folder of the runs and results. Default: runs/reproduce-RECIPE.",
 )
 def command(what: str, scale: float | None, seeds: int, fresh: bool, options: Options) -> None:
     """Train what a table or figure of the paper shows, and put ours beside the paper's.

@@ -13,7 +13,7 @@ from layerwise.cli.outcome import emit, say
 
 
 @click.command(cls=Command, name="status")
-@options("recipe", "method", "set", "run_dir", recipe="Compare with this recipe. Default: as the run was used last.")
+@options("recipe", "method", "set", "run_dir", recipe="Compare with this recipe. Default: the recipe used last.")
 def command(options: Options) -> None:
     """Say what a run holds: trained modules with their losses, caches and whether they are valid, probes, the bytes on
     disk, and what to type next.

@@ -30,7 +30,7 @@ def command(options: Options) -> None:
         paths = list(found.damaged)
         mends = "; ".join(found.mends)
         problem = DamagedData(
-            f"{len(paths)} damaged: {', '.join(paths[:5])}{' …' if paths[5:] else ''}. Make them again with: {mends}"
+            f"{len(paths)} damaged: {', '.join(paths[:5])}{' …' if paths[5:] else ''}. Repair them with: {mends}"
         )
         result |= {"error": "DamagedData", "message": str(problem), "exit_code": problem.exit_code}
     emit(options, result, lambda: verify_table(result))

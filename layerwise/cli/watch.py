@@ -14,14 +14,14 @@ from layerwise.cli.outcome import emit
 
 
 @click.command(cls=Command, name="watch")
-@click.option("--once", is_flag=True, help="Show how the run stands now, and end.")
+@click.option("--once", is_flag=True, help="Show the current state once, and exit.")
 @click.option(
     "--every",
     type=click.FloatRange(min=0.1),
     metavar="SECONDS",
     default=2.0,
     show_default=True,
-    help="Time between two looks.",
+    help="Seconds between updates.",
 )
 @options("recipe", "run_dir", recipe="Watch the run of this recipe. Default: the run used last.")
 def command(once: bool, every: float, options: Options) -> None:

@@ -31,7 +31,7 @@ class Digits(DatasetSettings):
 
     side: int = Field(36, ge=8, le=1024, description="pixels to which the 8x8 scans are enlarged, bilinearly")
     crop: int = Field(32, ge=8, le=1024, description="side of a random crop, pixels")
-    samples: int | None = Field(None, ge=100, le=10**6, description="digits taken; null: all 1,797")
+    samples: int | None = Field(None, ge=100, le=10**6, description="number of digits; null: all 1,797")
 
     @model_validator(mode="after")
     def _crop_fits(self) -> Digits:

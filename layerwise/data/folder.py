@@ -29,23 +29,23 @@ from layerwise.settings.base import MOST_SIDE, JsonValue, Shape, free
 
 
 class ImageFolder(DatasetSettings):
-    """The pictures in `--data-dir`."""
+    """The images in `--data-dir`."""
 
     resize: int | None = Field(
         96,
         ge=1,
         le=MOST_SIDE,
-        description="pixels to which the shorter side of a picture, or of a tile, is brought; null: as it is",
+        description="length of the shorter side of an image, or tile, after resizing, pixels; null: not resized",
     )
     crop: int = Field(64, ge=1, le=MOST_SIDE, description="side of a random crop, pixels")
     tile: int | None = Field(
         None,
         ge=1,
         le=MOST_SIDE,
-        description="side of the windows that pictures are cut into, pixels of the file; null: not cut",
+        description="side of the tiles that images are cut into, pixels of the file; null: not cut",
     )
-    flip: bool = Field(True, description="mirror half of the views")
-    grayscale: bool = Field(False, description="one channel, brightness, instead of three")
+    flip: bool = Field(True, description="mirror half of the views at random")
+    grayscale: bool = Field(False, description="convert to one channel")
     mean: tuple[float, ...] | None = Field(
         None,
         description="mean of pixel values from 0 to 1, one number or one a channel, that is subtracted; null: that of "
@@ -56,15 +56,17 @@ class ImageFolder(DatasetSettings):
         description="deviation of pixel values from 0 to 1, one number or one a channel, that they are divided by; "
         "null: that of photographs",
     )
-    labelled: bool = Field(True, description="sub-folders are classes, where every picture is in one")
-    test: float = Field(0.2, gt=0, lt=1, description="part of the pictures that tests probes, if there is no test/")
-    validation: float = Field(0.1, gt=0, lt=1, description="part of the others that is held out of the stages")
-    max_pictures: int | None = Field(None, ge=2, le=10**9, description="pictures taken from each folder; null: all")
-    max_pixels: int = Field(89_478_485, ge=1, le=MOST_PIXELS, description="a picture with more is not decoded")
-    max_unreadable: int = free(
-        20, ge=0, le=10**9, description="pictures that may be left out because they cannot be read"
+    labelled: bool = Field(True, description="sub-folders are classes, if every image is in one")
+    test: float = Field(
+        0.2, gt=0, lt=1, description="fraction of the images that test probes, if there is no folder test/"
     )
-    memory: int = free(2**28, ge=0, le=2**62, description="bytes of decoded pictures that are kept for the next time")
+    validation: float = Field(0.1, gt=0, lt=1, description="fraction of the others held out for validation")
+    max_pictures: int | None = Field(
+        None, ge=2, le=10**9, description="maximum number of images of each folder; null: all"
+    )
+    max_pixels: int = Field(89_478_485, ge=1, le=MOST_PIXELS, description="an image with more pixels is not decoded")
+    max_unreadable: int = free(20, ge=0, le=10**9, description="unreadable images that are tolerated and left out")
+    memory: int = free(2**28, ge=0, le=2**62, description="bytes of decoded images kept in memory")
 
     @model_validator(mode="after")
     def _fits_together(self) -> ImageFolder:

@@ -51,7 +51,7 @@ class LibriSpeech(SpeechSettings):
         "converted_aligned_phones.txt", description="file with the phones of each utterance"
     )
     train_list: str = Field("train_split.txt", description="file with the utterances to train on")
-    test_list: str = labelled_only("test_split.txt", description="file with the utterances that probes are judged on")
+    test_list: str = labelled_only("test_split.txt", description="file with the utterances that test the probes")
     phones: int = Field(PHONES, ge=2, le=10**5, description="classes of phones")
 
     def expects(self) -> tuple[Shape, dict[str, int]]:

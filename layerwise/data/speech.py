@@ -24,19 +24,22 @@ class SpeechSettings(DatasetSettings):
     """What the datasets of recordings have in common."""
 
     window: int = Field(
-        20_480, ge=SHORTEST, le=2**24, description="samples at 16 kHz that training sees of a recording"
+        20_480, ge=SHORTEST, le=2**24, description="samples at 16 kHz in the window of a recording that training sees"
     )
     validation: float = Field(
-        0.05, gt=0, lt=1, description="part of the training recordings that is held out of stages"
+        0.05, gt=0, lt=1, description="fraction of the training recordings held out for validation"
     )
     unreadable: int = free(
-        10, ge=0, le=10**9, description="recordings or alignments that may be damaged; they are named and left out"
+        10,
+        ge=0,
+        le=10**9,
+        description="damaged recordings or alignments that are tolerated; they are listed and left out",
     )
     recordings: int | None = Field(
-        None, ge=4, le=10**9, description="recordings taken for training, and of the test in proportion; null: all"
+        None, ge=4, le=10**9, description="number of training recordings; the test is shrunk in proportion; null: all"
     )
-    mean: float = Field(-0.00068, description="mean of the waveform's values from -1 to 1, which is subtracted")
-    std: float = Field(0.0630, gt=0, description="deviation of the waveform's values, which they are divided by")
+    mean: float = Field(-0.00068, description="mean of the waveform (-1 to 1), which is subtracted")
+    std: float = Field(0.0630, gt=0, description="standard deviation of the waveform, which it is divided by")
 
     def expects(self) -> tuple[Shape, dict[str, int]]:
         return (1, self.window), {}
@@ -66,7 +69,7 @@ class Speech(SpeechSettings):
     The speaker is the first folder on the way to a recording. Hidden files and folders are passed by.
     """
 
-    test: float = Field(0.2, gt=0, lt=1, description="part of each speaker's recordings that the probe is judged on")
+    test: float = Field(0.2, gt=0, lt=1, description="fraction of each speaker's recordings that tests the probe")
 
     def heeds(self) -> frozenset[str]:
         return frozenset({"data_dir"})

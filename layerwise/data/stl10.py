@@ -54,11 +54,11 @@ ORIGINAL_LABELS = {"train": "5a34089d4802c674881badbb80307741", "test": "36f9794
 
 
 class STL10(DatasetSettings):
-    """Stages learn from the unlabelled pictures, probes from the labelled ones; `--data-dir` holds `stl10_binary`."""
+    """Stages train on the unlabelled images, probes on the labelled ones; `--data-dir` holds `stl10_binary`."""
 
     crop: int = Field(64, ge=8, le=SIDE, description="side of a random crop, pixels")
-    flip: bool = Field(True, description="mirror half of the views")
-    grayscale: bool = Field(True, description="one channel, brightness, instead of three")
+    flip: bool = Field(True, description="mirror half of the views at random")
+    grayscale: bool = Field(True, description="convert to one channel")
     mean: tuple[float, ...] = Field(
         (0.4120,), description="mean of pixel values from 0 to 1, one number or one a channel, that is subtracted"
     )
@@ -66,12 +66,14 @@ class STL10(DatasetSettings):
         (0.2570,),
         description="deviation of pixel values from 0 to 1, one number or one a channel, that they are divided by",
     )
-    validation: float = Field(0.05, gt=0, lt=1, description="part of the training pictures that is held out of stages")
-    max_train: int | None = Field(None, ge=2, le=10**6, description="training and validation pictures taken; null: all")
-    max_probe: int | None = labelled_only(
-        None, ge=1, le=10**6, description="labelled training pictures taken; null: all"
+    validation: float = Field(0.05, gt=0, lt=1, description="fraction of the training images held out for validation")
+    max_train: int | None = Field(
+        None, ge=2, le=10**6, description="number of training and validation images; null: all"
     )
-    max_test: int | None = labelled_only(None, ge=1, le=10**6, description="test pictures taken; null: all")
+    max_probe: int | None = labelled_only(
+        None, ge=1, le=10**6, description="number of labelled training images; null: all"
+    )
+    max_test: int | None = labelled_only(None, ge=1, le=10**6, description="number of test images; null: all")
 
     @model_validator(mode="after")
     def _numbers_for_each_channel(self) -> STL10:

@@ -58,11 +58,13 @@ INDEX = {phone.name: number for number, phone in enumerate(PHONES)}
 class Voices(SpeechSettings):
     """Made where it is missing, below `--data-dir` or in the user's cache directory."""
 
-    speakers: int = Field(24, ge=2, le=1000, description="voices that speak")
+    speakers: int = Field(24, ge=2, le=1000, description="number of speakers")
     utterances: int = Field(20, ge=5, le=1000, description="utterances of each speaker; a fifth of them is the test")
     words: int = Field(5, ge=1, le=1000, description="words in an utterance")
-    lexicon: int = Field(200, ge=2, le=10**5, description="words there are")
-    noise: tuple[Decibel, Decibel] = Field((18.0, 22.0), description="dB: ratio of speech to noise, least and most")
+    lexicon: int = Field(200, ge=2, le=10**5, description="words in the vocabulary")
+    noise: tuple[Decibel, Decibel] = Field(
+        (18.0, 22.0), description="dB: smallest and largest ratio of speech to noise"
+    )
     corpus_seed: int = Field(0, ge=0, lt=2**32, description="seed of everything drawn to make the corpus")
 
     @model_validator(mode="after")

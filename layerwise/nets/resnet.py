@@ -33,10 +33,10 @@ class Group(Settings):
         ge=4,
         le=MOST_CHANNELS,
         multiple_of=4,
-        description="channels that each block gives out; a bottleneck has a quarter inside",
+        description="output channels of each block; a bottleneck has a quarter inside",
     )
     blocks: int = Field(ge=1, le=MOST_LAYERS, description="residual blocks")
-    stride: int = Field(1, ge=1, le=4, description="pixels of the feature map that the first block steps by")
+    stride: int = Field(1, ge=1, le=4, description="stride of the first block, pixels of the feature map")
 
 
 class PatchResNet(NetworkSettings):
@@ -52,7 +52,7 @@ class PatchResNet(NetworkSettings):
         min_length=1, description="residual blocks by resolution; each group is a module, unless `cuts` says otherwise"
     )
     cuts: tuple[int, ...] | None = Field(
-        None, description="blocks in each module, from the first; null: a module a group"
+        None, description="blocks in each module, from the first; null: one module for each group"
     )
 
     @model_validator(mode="after")

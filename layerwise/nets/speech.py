@@ -59,7 +59,7 @@ PAPER_LAYERS = (
 
 
 class SpeechEncoder(NetworkSettings):
-    """A module a convolution, and one for the context."""
+    """One module for each convolution, and one for the context."""
 
     channels: int = Field(512, ge=1, le=MOST_CHANNELS, description="channels of every convolution")
     layers: tuple[Convolution, ...] = Field(

@@ -26,7 +26,7 @@ from layerwise.settings.base import MOST_CHANNELS, Shape
 class BarlowTwins(ObjectiveSettings):
     """Redundancy reduction between two views; the numbers are those of Zbontar et al."""
 
-    off_diagonal: float = Field(0.0051, ge=0, description="weight of the correlations between different numbers")
+    off_diagonal: float = Field(0.0051, ge=0, description="weight of the correlations between different channels")
     scale: float = Field(0.024, gt=0, description="the loss is multiplied by this")
     widths: tuple[Annotated[int, Field(ge=1, le=MOST_CHANNELS)], ...] = Field(
         (8192, 8192, 8192), min_length=1, max_length=8, description="channels of each layer of the projector"

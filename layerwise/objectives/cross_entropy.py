@@ -26,8 +26,10 @@ from layerwise.settings.base import Shape
 class CrossEntropy(ObjectiveSettings):
     """Learn the labels of one task."""
 
-    task: str | None = Field(None, description="whose labels; null: the dataset's first task")
-    pooled: bool = Field(True, description="judge the average; false: each position, by its own label if it has one")
+    task: str | None = Field(None, description="task whose labels to learn; null: the dataset's first")
+    pooled: bool = Field(
+        True, description="classify the mean over positions; false: each position, by its own label if it has one"
+    )
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         task = choose_task(self.task, classes)

@@ -33,7 +33,7 @@ class PredSim(ObjectiveSettings):
     """Classify, and match similarities."""
 
     weight: float = Field(0.99, ge=0, le=1, description="b: share of the similarity loss")
-    task: str | None = Field(None, description="whose labels; null: the dataset's first task")
+    task: str | None = Field(None, description="task whose labels to learn; null: the dataset's first")
 
     def build(self, module: Module, sample_shape: Shape, classes: Mapping[str, int]) -> Objective:
         task = choose_task(self.task, classes)

@@ -18,38 +18,41 @@ from layerwise.settings.training import CacheSettings, Optimiser, Probe, SpeechP
 
 
 class Recipe(Settings):
-    """Everything that one training needs to be told."""
+    """Everything that defines one training."""
 
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$",
-        description="name of its runs: letters, digits, - and _, at most 64",
+        description="name of the runs: letters, digits, - and _, at most 64 characters",
     )
     dataset: SerializeAsAny[DatasetSettings] = Field(description="where samples come from")
     network: SerializeAsAny[NetworkSettings] = Field(description="the encoder, cut into modules")
     objective: SerializeAsAny[ObjectiveSettings] = Field(description="the local loss of each module")
-    optimiser: Optimiser = Field(Optimiser(), description="how weights follow gradients")
-    training: Training = Field(Training(), description="how long a stage lasts and in what arithmetic")
+    optimiser: Optimiser = Field(Optimiser(), description="optimiser and learning rate")
+    training: Training = Field(Training(), description="batch size, length and precision of a stage")
     stages: dict[Annotated[int, Field(ge=1, le=MOST_LAYERS)], dict[str, Any]] = Field(
         {},
-        description="what differs for single modules, by number: fields of objective and optimiser, and of training "
-        "epochs, patience, tolerance, keep and noise, as in stages.2.optimiser.learning_rate",
+        description="settings of single modules, by number, as in stages.2.optimiser.learning_rate: fields of "
+        "objective and optimiser, and of training epochs, patience, tolerance, keep and noise",
     )
     probe: Probe | SpeechProbes = Field(Probe(), description="the linear classifiers on frozen representations")
-    cache: CacheSettings = Field(CacheSettings(), description="how outputs of frozen modules are stored")
-    method: MethodName = Field("gim", description="how the network is trained; all but gim change other fields too")
-    scale: float = Field(1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, to try things out")
+    cache: CacheSettings = Field(CacheSettings(), description="how the outputs of frozen modules are stored")
+    method: MethodName = Field(
+        "gim", description="how the network is trained; every method but gim changes other fields too"
+    )
+    scale: float = Field(1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, for a quick trial")
     schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
     together: int | None = Field(
         None,
         ge=1,
         le=MOST_LAYERS,
-        description="with the schedule simultaneous: modules 1 to this one are trained together, and those above one "
-        "after another; null: all together",
+        description="with the simultaneous schedule: modules 1 to this one train together, and those above one after "
+        "another; null: all together",
     )
     feed: FeedName = Field(
-        "cache", description="inputs of the stages above the first; recompute: through the frozen modules"
+        "cache",
+        description="inputs of stages above the first; recompute: the data, through the frozen modules, in each epoch",
     )
-    seed: int = Field(0, ge=0, lt=2**32, description="seed of everything that is drawn at random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of all random numbers")
 
     def views_of(self, number: int) -> int:
         """Augmented views of each sample that module `number` trains on at a time, as its objective asks."""

@@ -25,31 +25,33 @@ _ALWAYS_GIVEN = ("learning_rate", "beta1", "beta2", "epsilon", "weight_decay")
 
 
 class Optimiser(Settings):
-    """How weights follow gradients: an optimiser of `torch.optim` or LARS, its learning rate over time, and clipping.
+    """The optimiser of a stage: one of `torch.optim` or LARS, its learning rate over time, and clipping.
 
     Fields that the optimiser or the schedule does not use are refused where they are set. null stands for the default.
     """
 
     kind: Annotated[KindName, BeforeValidator(as_spelled)] = Field(
         "Adam",
-        description="Adam (Kingma & Ba 2014), another class of torch.optim, or LARS (You et al. 2017); the other "
-        "fields keep their values, whatever is usual for it",
+        description="Adam (Kingma & Ba 2014), another class of torch.optim, or LARS (You et al. 2017); the defaults of "
+        "the other fields do not depend on it",
     )
-    learning_rate: float = Field(2e-4, gt=0, le=10, description="size of a step; no unit")
+    learning_rate: float = Field(2e-4, gt=0, le=10, description="learning rate; no unit")
     beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean of the gradients, each step")
     beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean of the squared gradients, each step")
-    epsilon: float = Field(1e-8, gt=0, description="added to the root of that mean before it divides the step")
+    epsilon: float = Field(1e-8, gt=0, description="added to the square root of that mean, which divides the step")
     momentum: float = Field(
-        0.0, ge=0, lt=1, description="of SGD, RMSprop and LARS: decay of the sum of the steps, each step"
+        0.0, ge=0, lt=1, description="decay of the sum of the steps, each step; for SGD, RMSprop and LARS"
     )
     weight_decay: float = Field(
-        0.0, ge=0, description="times the weight, added to its gradient; AdamW: times the learning rate, taken off it"
+        0.0,
+        ge=0,
+        description="times the weight, added to its gradient; AdamW: times the learning rate, off the weight",
     )
     decay_norms_and_biases: bool = Field(
-        True, description="false: no weight decay (and with LARS no rate of their own) for norms' weights and biases"
+        True, description="false: no weight decay for biases and norm weights (and with LARS no rate of their own)"
     )
     arguments: dict[str, Argument | None] = Field(
-        {}, description="others, as torch names them, as in optimiser.arguments.nesterov=true"
+        {}, description="other arguments, as torch names them: optimiser.arguments.nesterov=true"
     )
     clip_norm: float | None = Field(
         None,
@@ -59,14 +61,14 @@ class Optimiser(Settings):
     )
     schedule: RateScheduleName = Field(
         "constant",
-        description="the learning rate over time: constant; cosine: down half a cosine (Loshchilov & Hutter 2016); "
-        "step: by a factor every so often",
+        description="the learning rate over time: constant; cosine: half a cosine down (Loshchilov & Hutter 2016); "
+        "step: multiplied by step_factor every step_every",
     )
     warmup: int = Field(
         0,
         ge=0,
         le=MOST_UPDATES,
-        description="in schedule_unit: over them the learning rate rises in a straight line (Goyal et al. 2017)",
+        description="length of the linear warm-up (Goyal et al. 2017), in schedule_unit",
     )
     schedule_unit: Literal["epochs", "steps"] = Field(
         "epochs", description="unit of warmup, cosine_length and step_every; a step is one batch"
@@ -75,16 +77,16 @@ class Optimiser(Settings):
         None,
         ge=1,
         le=MOST_UPDATES,
-        description="in schedule_unit, with the warm-up: where the cosine ends; null: at training.epochs, and then a "
+        description="where the cosine ends, warm-up included, in schedule_unit; null: at training.epochs, and then a "
         "finished stage cannot be trained for more epochs",
     )
     cosine_end: float = Field(
-        0.0, ge=0, le=1, description="share of the learning rate that is left at the end of the cosine and after it"
+        0.0, ge=0, le=1, description="fraction of the learning rate left at the end of the cosine and after it"
     )
     step_every: int = Field(
-        30, ge=1, le=MOST_UPDATES, description="in schedule_unit, from the start: between two steps down"
+        30, ge=1, le=MOST_UPDATES, description="interval between two decreases, from the start, in schedule_unit"
     )
-    step_factor: float = Field(0.1, gt=0, le=1, description="what each of them multiplies the learning rate by")
+    step_factor: float = Field(0.1, gt=0, le=1, description="factor of each decrease")
 
     @model_validator(mode="before")
     @classmethod
@@ -154,9 +156,9 @@ class Optimiser(Settings):
 
 
 class Training(Settings):
-    """How long a stage lasts and in what arithmetic."""
+    """Batch size, length and precision of a stage."""
 
-    batch_size: int = Field(32, ge=1, le=MOST_SAMPLES, description="samples a step")
+    batch_size: int = Field(32, ge=1, le=MOST_SAMPLES, description="samples in a step")
     loss_group: int | None = later(
         None,
         ge=1,
@@ -165,7 +167,7 @@ class Training(Settings):
         "loss of a step is the mean over its groups; null: the whole batch",
     )
     epochs: int = Field(
-        300, ge=0, le=MOST_EPOCHS, description="the most epochs a module is trained; 0 leaves it as the seed makes it"
+        300, ge=0, le=MOST_EPOCHS, description="maximum number of epochs of a module; 0 keeps its initial weights"
     )
     patience: int = Field(
         10,
@@ -182,30 +184,31 @@ class Training(Settings):
     noise: float = Field(
         0.0,
         ge=0,
-        description="deviation of the Gaussian noise that is added to the inputs of modules trained on frozen ones, in "
-        "units of each input's own deviation; training inputs alone",
+        description="standard deviation of Gaussian noise added to the training inputs of modules above frozen ones, "
+        "in units of each input's own standard deviation",
     )
     update_every: tuple[Annotated[int, Field(ge=1, le=10**6)], ...] = Field(
         (1,),
         min_length=1,
-        description="steps between two updates of module 1, 2, … when all are trained together; the last "
-        "number holds for the modules above",
+        description="steps between two updates of module 1, 2, … when all train together; the last "
+        "number also applies to the modules above",
     )
     precision: Literal["fp32", "bf16"] = Field("fp32", description="bf16: autocast, with float32 master weights")
     checkpoint_every: int = free(100, ge=1, le=10**9, description="steps between checkpoints within an epoch")
     keep_checkpoint: bool = free(
         True,
-        description="keep the state of a finished training (with Adam about four times the bytes of its weights), so "
-        "that it can go on for more epochs",
+        description="keep the optimiser state of a finished stage (with Adam about four times the bytes of its "
+        "weights), so that it can train for more epochs",
     )
     micro_batch: int | None = free(
         None, ge=1, le=MOST_SAMPLES, description="samples that go through the module at once; null: the whole batch"
     )
     checkpointing: bool = free(
-        False, description="keep activations between a module's blocks only, and compute the others again"
+        False,
+        description="activation checkpointing: keep only activations between a module's blocks, and recompute the rest",
     )
     max_memory: Bytes | None = free(
-        None, ge=1, le=2**62, description="bytes of device memory a stage may take; chooses micro_batch"
+        None, ge=1, le=2**62, description="bytes of device memory a stage may use; chooses micro_batch"
     )
 
     @model_validator(mode="after")
@@ -224,15 +227,17 @@ class Probe(Settings):
     """
 
     learning_rates: tuple[float, ...] = Field(
-        (1e-3,), min_length=1, description="of Adam; of several, the best on a fifth of the training samples is taken"
+        (1e-3,),
+        min_length=1,
+        description="learning rates of Adam; if there are several, the best on a fifth of the training samples is used",
     )
-    epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="epochs a classifier is trained")
+    epochs: int = Field(300, ge=1, le=MOST_EPOCHS, description="epochs of a classifier")
     standardise: bool = Field(
         False,
-        description="bring each feature to mean 0 and deviation 1, as of the training samples; the paper does not",
+        description="scale each feature to mean 0 and deviation 1 over the training samples; the paper does not",
     )
     batch_size: int = Field(
-        256, ge=1, le=MOST_SAMPLES, description="samples a step, or positions where each has a label"
+        256, ge=1, le=MOST_SAMPLES, description="samples in a step; positions, if each has a label of its own"
     )
     initial: Literal["uniform", "xavier"] = Field(
         "uniform", description="initial weights: torch's own, or Xavier normal"
@@ -248,10 +253,11 @@ class SpeechProbes(Settings):
 
     phone: Probe = Field(
         Probe(learning_rates=(1e-4,), epochs=20, batch_size=1024, initial="xavier"),
-        description="the probe of phones, one a position",
+        description="probe of phones; one label for each position",
     )
     speaker: Probe = Field(
-        Probe(learning_rates=(1e-3,), epochs=50, batch_size=64), description="the probe of speakers, one a recording"
+        Probe(learning_rates=(1e-3,), epochs=50, batch_size=64),
+        description="probe of speakers; one label for each recording",
     )
 
     def of(self, task: str) -> Probe:
@@ -262,24 +268,24 @@ class CacheSettings(Settings):
     """How a frozen module's outputs are stored."""
 
     dtype: Literal["float32", "float16", "bfloat16", "uint8"] = Field(
-        "float16", description="type of the stored numbers; uint8: with a scale for each channel"
+        "float16", description="dtype of the stored values; uint8 has a scale for each channel"
     )
-    codec: Literal["none", "lz4", "zstd"] = free("lz4", description="lossless compression of the stored numbers")
+    codec: Literal["none", "lz4", "zstd"] = free("lz4", description="lossless compression")
     views: int = Field(1, ge=1, le=10_000, description="augmentations stored for each training sample")
     probe_splits: bool = free(
-        True, description="store the labelled splits too; false: a probe computes them through the frozen modules"
+        True, description="also store the labelled splits; false: probes recompute them through the frozen modules"
     )
     url: str | None = free(
         None,
         pattern=r"^((s3|gs|az)://|file:///)[^\s/]\S*$",
-        description="where caches lie instead of in the run: s3://bucket/prefix, gs://, az:// or file://",
+        description="address of the caches, if not in the run: s3://bucket/prefix, gs://, az:// or file://",
     )
     budget: Bytes | None = free(
-        None, ge=1, le=2**62, description="bytes a cache may take; null: what the disk has free, less a reserve"
+        None, ge=1, le=2**62, description="bytes of disk a cache may use; null: the free space, less a reserve"
     )
     window_epochs: int = free(
-        5, ge=1, le=MOST_EPOCHS, description="epochs between two turns of the rolling window, where there is one"
+        5, ge=1, le=MOST_EPOCHS, description="epochs between two refills of the rolling window, if there is one"
     )
     renew: bool = free(
-        False, description="a rolling window even where all samples fit, for augmentations that were never seen"
+        False, description="use a rolling window even if all samples fit, so that augmentations stay fresh"
     )

@@ -146,3 +146,16 @@ def test_the_metadata_opens_without_a_warning(tmp_path: Path, recwarn: pytest.Wa
     names = {name for name, _ in group.members()}
     assert names == {"train", "record"}
     assert not recwarn.list
+
+
+def test_a_cache_says_what_it_holds(tmp_path: Path) -> None:
+    storage = Storage("float16", "lz4")
+    key = make_key({"made": "here"}, storage)
+    with create(tmp_path / "cache", key, [SplitSpec("train", 3, (4, 2), views=2)], storage) as writer:
+        for view in range(2):
+            writer.append("train", np.zeros((3, 4, 2), np.float16), list("abc"), view=view)
+        writer.commit()
+    cache = open_cache(tmp_path / "cache")
+    assert repr(cache).startswith(f"<cache {tmp_path / 'cache'}: train: 3 samples (4, 2); float16, lz4, ")
+    assert f"{cache.nbytes:,} bytes" in repr(cache)
+    assert repr(cache.splits["train"]) == "<split train: 3 samples of shape (4, 2), 2 views, float16>"

@@ -71,6 +71,10 @@ class Cache:
         kept = Kept(store.limit, commit)
         self.splits: dict[str, Split] = {spec.name: Split(store, commit, spec, kept) for spec in commit.plan.splits}
 
+    def __repr__(self) -> str:
+        splits = ", ".join(f"{name}: {len(split):,} samples {split.shape}" for name, split in self.splits.items())
+        return f"<cache {self.location}: {splits}; {self.storage.dtype}, {self.storage.codec}, {self.nbytes:,} bytes>"
+
     @property
     def location(self) -> str:
         return self._store.location
@@ -139,6 +143,10 @@ class Split(KeepsBuffers):
 
     def __len__(self) -> int:
         return self.samples
+
+    def __repr__(self) -> str:
+        views = f", {self.views} views" if self.views > 1 else ""
+        return f"<split {self.name}: {len(self):,} samples of shape {self.shape}{views}, {self.storage.dtype}>"
 
     @property
     def name(self) -> str:
