@@ -182,22 +182,48 @@ def depth_chart(found: Sequence[Found], asked: Asked) -> bytes:
         axes = figure.subplots()
         names = list(dict.fromkeys(one.row.name for one in found))
         colours = (theme.first, theme.third, theme.second, "#cc79a7", "#999999", "#e69f00")
+        ends: list[tuple[float, float, str, str]] = []
         for index, name in enumerate(names):
             line = [(one.depth, one.peak / GIB) for one in found if one.row.name == name and one.peak is not None]
+            if not line:
+                continue
             style = "osD^vP"[index % 6] + ("-", "--", "-.", ":")[index % 4]
-            axes.plot(
-                [depth for depth, _ in line],
-                [peak for _, peak in line],
-                style,
-                color=colours[index % 6],
-                linewidth=2,
-                label=name,
-            )
+            colour = colours[index % 6]
+            axes.plot([depth for depth, _ in line], [peak for _, peak in line], style, color=colour, linewidth=2)
+            ends.append((*line[-1], f"{name}: {line[-1][1]:.2f}", colour))
         axes.set_xlabel("modules")
         axes.set_ylabel("peak memory of a step, GiB")
         axes.set_ylim(bottom=0)
         axes.set_title(_title(found, asked))
-        axes.legend(loc="upper left")
+        # Each line is named at its end; names of lines that end together stand one above the other.
+        right = max((depth for depth, *_ in ends), default=0)
+        for (depth, peak, label, colour), height in _spread(ends, 0.062 * axes.get_ylim()[1]):
+            arrow = {"arrowstyle": "-", "color": colour, "linewidth": 1.2, "shrinkA": 0, "shrinkB": 5}
+            place = (1.05 * right, height)
+            axes.annotate(label, (depth, peak), xytext=place, va="center", color=theme.ink, arrowprops=arrow)
+        axes.set_xticks(sorted({one.depth for one in found}))
         return figure
 
     return Picture("depth", "Memory and depth", "", draw).png(LIGHT)
+
+
+End = tuple[float, float, str, str]
+
+
+def _spread(ends: Sequence[End], apart: float) -> list[tuple[End, float]]:
+    """Heights for labels of the ends of lines, `apart` at least, each group of them about the middle of its lines."""
+    groups: list[list[End]] = []
+    for end in sorted(ends, key=lambda end: end[1]):
+        if groups and end[1] - _middle(groups[-1]) < apart * (len(groups[-1]) + 1) / 2:
+            groups[-1].append(end)
+        else:
+            groups.append([end])
+    return [
+        (end, _middle(group) + apart * (place - (len(group) - 1) / 2))
+        for group in groups
+        for place, end in enumerate(group)
+    ]
+
+
+def _middle(group: Sequence[End]) -> float:
+    return sum(end[1] for end in group) / len(group)

@@ -83,12 +83,16 @@ def warnings(result: Mapping[str, Any]) -> list[str]:
             f"SCALED DOWN to {result['scale']:g}: fewer samples, epochs and channels. These figures only show that the "
             "parts work; they say nothing of the methods"
         )
-    if result.get("paper_recipe", result["recipe"]) != result["recipe"]:
+    if _other_data(result):
         found.append(
             f"OTHER DATA: the recipe {result['recipe']!r}, where the paper has {result['paper_dataset']}. Compare the "
             "order of the rows, not the figures"
         )
     return found
+
+
+def _other_data(result: Mapping[str, Any]) -> bool:
+    return bool(result.get("paper_recipe", result["recipe"]) != result["recipe"])
 
 
 def _grid(result: Mapping[str, Any]) -> list[list[str]]:
@@ -123,24 +127,29 @@ MEMORY_NOTE = (
 
 
 def _memory(result: Mapping[str, Any]) -> Picture:
+    """Ours and the paper's are different quantities, bytes of tensors and those that a driver counts: an axis each."""
+
     def draw(theme: Theme) -> Figure:
         rows = result["rows"]
-        figure, (axes,) = panels(1, 1, 0.45 * len(rows) + 1.7)
-        for place, row in enumerate(rows):
-            hidden = "_" if place else ""
-            axes.barh(place, row["ours"] or 0, height=0.6, color=theme.first, label=f"{hidden}ours, {row['kind']}")
-            if row["paper"] is not None:
-                label = f"{hidden}the paper's ({result['paper_dataset']}), measured"
-                axes.plot(row["paper"], place, "D", color=theme.second, markersize=9, linestyle="none", label=label)
-            text = "not known" if row["ours"] is None else f"{row['ours']:.2f}"
-            axes.annotate(text, (row["ours"] or 0, place), xytext=(4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(rows)), [row["title"] for row in rows])
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.grid(axis="y", visible=False)
-        axes.set_xlabel("memory of a training step (GB)")
+        figure, every = panels(1, 2, 0.45 * len(rows) + 1.5)
+        kinds = " and ".join(sorted({row["kind"] for row in rows if row["kind"]}))
+        titles = (f"ours: in tensors, {kinds}", f"the paper's ({result['paper_dataset']}): whole GPU, 2019")
+        for axes, name, title, colour in zip(
+            every, ("ours", "paper"), titles, (theme.first, theme.second), strict=True
+        ):
+            for place, row in enumerate(rows):
+                axes.barh(place, row[name] or 0, height=0.6, color=colour)
+                nothing = "not known" if name == "ours" else "not in the paper"
+                label = nothing if row[name] is None else f"{row[name]:.2f}"
+                axes.annotate(label, (row[name] or 0, place), xytext=(4, 0), textcoords="offset points", va="center")
+            axes.set_title(title, fontsize=10)
+            axes.set_ylim(len(rows) - 0.4, -0.6)
+            axes.margins(x=0.2)
+            axes.grid(axis="y", visible=False)
+            axes.set_xlabel("GB")
+        every[0].set_yticks(range(len(rows)), [row["title"] for row in rows])
+        every[1].set_yticks(range(len(rows)), [""] * len(rows))
         figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
-        handles, labels = axes.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right", ncols=2)
         return figure
 
     words = "; ".join(f"{line[0]}: {line[1]} GB" for line in _memory_grid(result)[1:])
@@ -173,16 +182,27 @@ def _heading(result: Mapping[str, Any]) -> str:
 def _accuracies(result: Mapping[str, Any]) -> Picture:
     tasks = list(result["rows"][0]["cells"])
 
+    # On other data than the paper's, its figures have an axis of their own: they do not compare with ours.
+    apart = _other_data(result) and any(
+        cell["paper"] is not None for row in result["rows"] for cell in row["cells"].values()
+    )
+
     def draw(theme: Theme) -> Figure:
-        figure, every = panels(1, len(tasks), 0.42 * len(result["rows"]) + 1.7)
-        for axes, task in zip(every, tasks, strict=True):
-            _accuracy_rows(axes, [(row["title"], row["cells"][task]) for row in result["rows"]], theme, result)
-            axes.set_title(f"task: {task}" if len(tasks) > 1 else "")
+        shown = [(task, whose) for task in tasks for whose in (("ours", "paper") if apart else ("both",))]
+        figure, every = panels(1, len(shown), 0.42 * len(result["rows"]) + 1.7)
+        for axes, (task, whose) in zip(every, shown, strict=True):
+            _accuracy_rows(axes, [(row["title"], row["cells"][task]) for row in result["rows"]], theme, result, whose)
+            named = [task if apart else f"task: {task}"] * (len(tasks) > 1) + (
+                [whose.replace("paper", "the paper's")] if apart else []
+            )
+            axes.set_title(", ".join(named), fontsize=10)
         for axes in every[1:]:
             axes.set_yticklabels([])
-        figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
-        handles, labels = every[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower right", ncols=2)
+        told = f"\nours on {result['recipe']}; the paper's on {result['paper_dataset']}" if apart else ""
+        figure.suptitle(_heading(result) + told, x=0.01, ha="left", fontsize=11)
+        if not apart:
+            handles, labels = every[0].get_legend_handles_labels()
+            figure.legend(handles, labels, loc="outside lower right", ncols=2)
         return figure
 
     words = "; ".join(
@@ -193,15 +213,20 @@ def _accuracies(result: Mapping[str, Any]) -> Picture:
 
 
 def _accuracy_rows(
-    axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], theme: Theme, result: Mapping[str, Any]
+    axes: Axes, rows: Sequence[tuple[str, Mapping[str, Any]]], theme: Theme, result: Mapping[str, Any], whose: str
 ) -> None:
+    """Bars of ours with the paper's as marks (`both`), or of one of them (`ours`, `paper`)."""
     for place, (_, cell) in enumerate(rows):
         hidden = "_" if place else ""  # one entry in the legend
         theirs = f"{hidden}the paper's ({result['paper_dataset']})"
-        axes.barh(place, cell["mean"], height=0.6, color=theme.first, label=f"{hidden}ours")
-        if cell["deviation"] is not None:
-            axes.errorbar(cell["mean"], place, xerr=cell["deviation"], color=theme.ink, capsize=3, linewidth=1.2)
-        if cell["paper"] is not None:
+        mean, deviation = (
+            (cell["paper"], cell["paper_deviation"]) if whose == "paper" else (cell["mean"], cell["deviation"])
+        )
+        colour = theme.second if whose == "paper" else theme.first
+        axes.barh(place, mean or 0, height=0.6, color=colour, label=f"{hidden}ours")
+        if deviation is not None:
+            axes.errorbar(mean, place, xerr=deviation, color=theme.ink, capsize=3, linewidth=1.2)
+        if whose == "both" and cell["paper"] is not None:
             axes.plot(
                 cell["paper"],
                 place,
@@ -216,13 +241,13 @@ def _accuracy_rows(
             )
         # Beside the plot, where no bar, deviation or mark of the paper's can cross it.
         axes.annotate(
-            _plus_minus(cell["mean"], cell["deviation"]),
+            _plus_minus(mean, deviation),
             (1, place),
             xycoords=("axes fraction", "data"),
             xytext=(10, 0),
             textcoords="offset points",
             va="center",
-            color=theme.first,
+            color=colour,
             fontweight="bold",
         )
     axes.set_yticks(range(len(rows)), [title for title, _ in rows])
@@ -312,7 +337,7 @@ def _errors(result: Mapping[str, Any]) -> Picture:
                 capsize=4,
                 label=NAMES[line["method"]],
             )
-            if line["paper_last"] is not None:
+            if line["paper_last"] is not None and not _other_data(result):
                 axes.plot(
                     [modules[-1]],
                     [line["paper_last"]],
@@ -324,18 +349,23 @@ def _errors(result: Mapping[str, Any]) -> Picture:
                     label=f"{NAMES[line['method']]}, the paper's",
                 )
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        lowest, highest = axes.get_ylim()
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if highest > 10 * lowest else range(1, 10)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.grid(which="minor", linewidth=0.4)
         axes.set_xticks(modules)
         axes.set_xlabel("module whose representation is classified")
         faultless = any(point["mean"] < FLOOR for line in result["methods"] for point in line["points"])
-        lowest = f"; 0 at {FLOOR:g}" if faultless else ""
-        axes.set_ylabel(f"{result['task']}: test error (%), log scale{lowest}")
-        beside = any(line["paper_last"] is not None for line in result["methods"])
-        whose = f"hollow: the paper's,\n{result['paper_dataset']}" if beside else None
-        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=whose)
+        floor = f"; 0 at {FLOOR:g}" if faultless else ""
+        axes.set_ylabel(f"{result['task']}: test error (%), log scale{floor}")
+        known = [line for line in result["methods"] if line["paper_last"] is not None]
+        whose = f"hollow: the paper's,\n{result['paper_dataset']}" if known else None
+        if known and _other_data(result):  # far from ours, which would be squeezed at the top of one axis
+            last = "\n".join(f"{NAMES[line['method']]} {line['paper_last']:g} %" for line in known)
+            whose = f"the paper's last module,\n{result['paper_dataset']}:\n{last}\n\nours, {result['recipe']}:"
+        legend = axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), title=whose)
+        legend.get_title().set_multialignment("left")
         figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
         return figure
 
@@ -354,6 +384,9 @@ def _patches(result: Mapping[str, Any]) -> Picture:
     patches = [patch for module in modules for one in module["neurons"] for patch in one["patches"]]
     every = [value for patch in patches for row in patch["pixels"] for value in row]
     low, high = min(every), max(every)
+
+    side = len(modules[0]["neurons"][0]["patches"][0]["pixels"])
+    shown = len(modules[0]["neurons"][0]["patches"])
 
     def draw(theme: Theme) -> Figure:
         from matplotlib import colormaps
@@ -375,11 +408,10 @@ def _patches(result: Mapping[str, Any]) -> Picture:
             for axes in line[len(module["neurons"]) :]:
                 axes.set_visible(False)
             line[0].set_ylabel(f"module {module['module']}", fontsize=11, fontweight="bold")
-        figure.suptitle(_heading(result), x=0.01, ha="left", fontsize=11)
+        told = f"each square: the {shown} patches, of as many pictures, that excite the neuron most; lines part them"
+        figure.suptitle(f"{_heading(result)}\n{told}", x=0.01, ha="left", fontsize=11)
         return figure
 
-    side = len(modules[0]["neurons"][0]["patches"][0]["pixels"])
-    shown = len(modules[0]["neurons"][0]["patches"])
     words = (
         f"For {_columns(modules)} neurons of each module, the {shown} patches ({side}x{side} pixels, of as many "
         "pictures that no stage learnt from) with the neuron's highest activations."
@@ -391,15 +423,24 @@ def _columns(modules: Sequence[Mapping[str, Any]]) -> int:
     return max(len(module["neurons"]) for module in modules)
 
 
+FINE = 8
+"""Dots along each side of a pixel as drawn, so that the line between two patches is thinner than a pixel."""
+
+
 def _mosaic(patches: Sequence[Mapping[str, Any]]) -> list[list[float]]:
-    """At most four patches, two by two, with a line of no value between them; none where there are fewer pictures."""
-    gap = math.nan
-    side = len(patches[0]["pixels"])
-    nothing = [[gap] * side] * side
-    first, second, third, fourth = ([patch["pixels"] for patch in patches] + [nothing] * 4)[:4]
-    upper = [[*left, gap, *right] for left, right in zip(first, second, strict=True)]
-    lower = [[*left, gap, *right] for left, right in zip(third, fourth, strict=True)]
-    return [*upper, [gap] * (2 * side + 1), *lower]
+    """At most four patches, two by two, with a thin line of no value between them; none where there are fewer."""
+    side = FINE * len(patches[0]["pixels"])
+    line = [math.nan] * (FINE // 4)
+    nothing = [[math.nan] * side] * side
+    fine = [_finely(patch["pixels"]) for patch in patches]
+    first, second, third, fourth = (fine + [nothing] * 4)[:4]
+    upper = [[*left, *line, *right] for left, right in zip(first, second, strict=True)]
+    lower = [[*left, *line, *right] for left, right in zip(third, fourth, strict=True)]
+    return [*upper, *([math.nan] * (2 * side + len(line)) for _ in line), *lower]
+
+
+def _finely(pixels: Sequence[Sequence[float]]) -> list[list[float]]:
+    return [[value for value in row for _ in range(FINE)] for row in pixels for _ in range(FINE)]
 
 
 PICTURES = {

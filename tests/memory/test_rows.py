@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from layerwise.cli import main
-from layerwise.paper.memory_report import depth_chart, memory_chart, memory_csv, memory_json, memory_table
+from layerwise.paper.memory_report import _spread, depth_chart, memory_chart, memory_csv, memory_json, memory_table
 from layerwise.paper.memory_rows import PAPER, Asked, Found, Row, depth_rows, table_rows, work_out, work_out_apart
 from layerwise.recipe.methods import METHODS
 
@@ -133,3 +134,12 @@ def test_the_command(tmp_path) -> None:
     assert refused.exit_code == 2
     assert "--depth compares gim, cpc, supervised" in refused.stderr
     assert CliRunner().invoke(main, ["memreport", "--max-memory", "much"]).exit_code == 2
+
+
+def test_labels_of_lines_that_end_together_do_not_overlap() -> None:
+    ends = [(48.0, height, str(height), "") for height in (42.6, 1.6, 42.1, 42.0, 28.0, 1.9)]
+    placed = _spread(ends, 2.5)
+    heights = [height for _, height in placed]
+    assert [end[1] for end, _ in placed] == sorted(end[1] for end in ends), "in the order of their lines"
+    assert all(above - below >= 2.5 - 1e-9 for below, above in pairwise(heights))
+    assert all(abs(height - end[1]) <= 2.6 for end, height in placed), "near their lines"

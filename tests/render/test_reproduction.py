@@ -6,7 +6,7 @@ import pytest
 
 from layerwise.errors import UsageError
 from layerwise.files.storage import write_json
-from layerwise.paper.rendering import PICTURES, require_own_files
+from layerwise.paper.rendering import FINE, PICTURES, require_own_files
 from layerwise.render.plots import LIGHT
 
 
@@ -31,15 +31,41 @@ def test_two_patches_leave_room_for_two():
     assert "the 2 patches (2x2 pixels" in picture.words
     (image,) = picture.draw(LIGHT).axes[0].images
     shown = image.get_array()
-    assert shown.shape == (5, 5)
-    assert shown.mask.sum() == 5 + 4 + 2 * 4  # the lines between, and no third and fourth patch
+    side = 2 * FINE
+    line = FINE // 4
+    assert shown.shape == (2 * side + line, 2 * side + line)
+    nothing = side * line + line * (2 * side + line) + side * (2 * side + line)
+    assert shown.mask.sum() == nothing, "the lines between, and no third and fourth patch"
+    assert shown[FINE - 1, FINE - 1] == 0
+    assert shown[FINE - 1, FINE] == 1
 
 
 def test_the_papers_memory_is_named_after_its_data():
     row = {"title": "GIM", "ours": 1.0, "kind": "predicted", "paper": 7.0, "difference": -6.0, "problem": None}
     figure = PICTURES["table2"](result(rows=[row])).draw(LIGHT)
-    labels = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
-    assert "the paper's (STL-10), measured" in labels
+    ours, theirs = figure.axes
+    assert ours.get_title() == "ours: in tensors, predicted"
+    assert theirs.get_title() == "the paper's (STL-10): whole GPU, 2019"
+    assert [[bar.get_width() for bar in axes.patches] for axes in figure.axes] == [[1.0], [7.0]]
+
+
+def test_figures_on_other_data_have_an_axis_of_their_own():
+    cell = {"mean": 92.9, "deviation": None, "paper": 81.9, "paper_deviation": 0.3}
+    rows = [{"title": "GIM", "cells": {"class": cell}}]
+    same = PICTURES["table1"](result(rows=rows)).draw(LIGHT)
+    assert len(same.axes) == 1
+    assert same.axes[0].lines[-1].get_xdata() == [81.9]
+    other = PICTURES["table1"](result(rows=rows, paper_recipe="stl10")).draw(LIGHT)
+    assert [axes.get_title() for axes in other.axes] == ["ours", "the paper's"]
+    assert [axes.patches[0].get_width() for axes in other.axes] == [92.9, 81.9]
+    lines = [
+        {"method": name, "points": [{"module": 1, "mean": 20.0, "deviation": None}], "paper_last": 0.6}
+        for name in ("gim", "cpc", "supervised")
+    ]
+    picture = PICTURES["figure4"](result(methods=lines, task="speaker", paper_recipe="librispeech"))
+    (axes,) = picture.draw(LIGHT).axes
+    assert axes.get_ylim()[0] > 1, "our errors fill the axis"
+    assert "GIM 0.6 %" in axes.get_legend().get_title().get_text()
 
 
 def test_numbers_stand_beside_bars_marks_and_deviations():
