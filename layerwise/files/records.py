@@ -201,6 +201,7 @@ class ProbeRecord(TypedDict):
     made_from: Identity
     module: Number | Name
     tasks: dict[str, Trained | Fixed]
+    seconds: NotRequired[Seconds]
 
 
 @_exact

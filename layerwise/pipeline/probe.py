@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -154,6 +155,7 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
     _require_labels(setup)
     setup.progress.begin(f"probe {number}", 2, "networks")
     found: dict[str, Any] = {"made_from": made_from, "module": number, "tasks": {}}
+    began = time.perf_counter()
     initial = parts([module.to(setup.device).eval() for module in setup.untrained()[:holder]])[:number]
     trained = parts(load_frozen(setup, holder))[:number]
     merged = setup.holders.count(holder) > 1
@@ -176,7 +178,7 @@ def probe_module(setup: Setup, number: int, *, fresh: bool = False) -> dict[str,
         f"{task}, {state}": result["accuracy"] for task, by in found["tasks"].items() for state, result in by.items()
     }
     setup.progress.measured("probe", number, outcomes)
-    write_json(path, found)
+    write_json(path, {**found, "seconds": round(time.perf_counter() - began, 3)})
     return found
 
 

@@ -395,7 +395,7 @@ def _memory(results: Mapping[str, Any]) -> str:
 
 def _times(results: Mapping[str, Any]) -> str:
     costs = [(f"training {one['title']}", one["seconds"]) for one in results["trainings"]]
-    costs += [(name, seconds) for name, seconds in results.get("times", ())]
+    costs += [(f"probe of module {one['module']}", one["seconds"]) for one in results["probes"] if "seconds" in one]
     if not costs:
         return ""
     longest = max(seconds for _, seconds in costs) or 1.0

@@ -169,6 +169,16 @@ def test_memory_stands_beside_end_to_end_training(tmp_path: Path) -> None:
     assert "not known" in told
 
 
+def test_time_is_shown_by_stage_with_the_probes(tmp_path: Path) -> None:
+    found = results()
+    found["probes"][1]["seconds"] = 7.0
+    text = read(write_report(found, tmp_path)).text
+    assert "Time\n3 min 07 s in all." in text
+    assert "training module 1\n30.0 s\n" in text
+    assert "probe of module 2\n7.0 s\n" in text
+    assert "probe of module 1" not in text, "of an earlier version, which did not note it"
+
+
 def test_settings_are_shown_as_they_differ_from_the_recipe(tmp_path: Path) -> None:
     recipe = results()["recipe"]
     same = read(write_report(results(defaults=recipe), tmp_path)).text
