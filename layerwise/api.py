@@ -334,7 +334,7 @@ class Trained:
         return found
 
     def report(self) -> Path:
-        """Write report/report.html into the run's folder: curves, probes, caches, settings. Returns its path."""
+        """Write report/report.html into the run's folder: curves, probes, memory, caches. Returns its path."""
         with self.working("report") as setup:
             return write_report(for_report(setup), setup.run.report)
 

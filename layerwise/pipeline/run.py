@@ -14,7 +14,7 @@ RUN/
   caches/1-window/            a rolling window on them, and 1.window.json: how it rolls
   probes/1.json               linear classifiers on module 1's representation
   curves/                     what trackers wrote (--track), if there is one
-  report/                     report.html, its pictures, and manifest.json with their hashes
+  report/                     report.html, and manifest.json with its hash
 """
 
 from __future__ import annotations

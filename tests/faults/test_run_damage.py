@@ -223,7 +223,7 @@ def test_each_damage_can_be_mended_as_it_says(run: Path, tmp_path: Path) -> None
         flip(spaced, path, 30, 1)
         refused = call("verify", "--run-dir", str(spaced))
         assert refused.exit_code == 65
-        commands = refused.stderr.partition("Make them again with: ")[2].strip()
+        commands = refused.stderr.partition("Repair them with: ")[2].strip()
         for command in commands.split("; "):
             words = shlex.split(command)
             if words[0] == "rm":
