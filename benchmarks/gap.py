@@ -149,7 +149,7 @@ def page(result: dict[str, Any], name: str) -> str:
             "Accuracy: a linear classifier on the last module. Gap: validation loss less training loss after the last "
             f"epoch. Noise: Gaussian, {result['noise']} of each input's deviation, on training inputs of the modules "
             "above the first (training loss is taken with it). Early stopping: the weights of the lowest validation "
-            "loss are frozen instead of the last. Fresh views: the cache is a window that rolls; every epoch a "
+            "loss are frozen instead of the last. Fresh views: the cache is a rolling window; every epoch a "
             "quarter of it is computed anew, in augmentations that were never seen, where the plain iterative schedule "
             "reads one view of each sample throughout.",
             "",

@@ -190,7 +190,7 @@ def test_what_cannot_be_embedded_is_said(
     frozen(setup)
     (tmp_path / "bad.png").write_bytes(b"hello")
     for files, kind, message in (
-        ([], UsageError, "name one file or more"),
+        ([], UsageError, "name at least one"),
         ([tmp_path / "none.png"], UsageError, "there is no file"),
         ([tmp_path], UsageError, "is a folder: name the files in it"),
         ([good, good], UsageError, "is named twice"),

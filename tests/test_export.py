@@ -165,7 +165,7 @@ def test_networks_of_other_peoples_modules(name: str, tmp_path: Path) -> None:
     found, wanted = load_file(weights.file), run.encoder(through=1).state_dict()
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
-    with pytest.raises(UsageError, match="code that is not part of layerwise"):
+    with pytest.raises(UsageError, match="code outside layerwise"):
         lw.load_encoder(weights.file)
 
 
@@ -223,7 +223,7 @@ def test_a_file_that_is_no_encoder_is_refused(make_setup: Callable[..., Setup], 
     for name, (held, described) in wrong.items():
         path = tmp_path / f"{name}.safetensors"
         save_file(held, path, None if described is None else {"layerwise": json.dumps(described)})
-        with pytest.raises(DamagedData, match="is no encoder that layerwise exported"):
+        with pytest.raises(DamagedData, match="is not an encoder that layerwise exported"):
             lw.load_encoder(path)
     (tmp_path / "text.safetensors").write_text("hello")
     with pytest.raises(DamagedData):
@@ -244,7 +244,7 @@ def test_what_cannot_be_exported_is_said(
     with pytest.raises(UsageError, match="there is no module 4"):
         export_encoder(setup, 4, tmp_path / "a.pt2")
     (tmp_path / "a.safetensors.json").write_text("mine")
-    with pytest.raises(UsageError, match="is there already"):
+    with pytest.raises(UsageError, match="already exists"):
         export_encoder(setup, 1, tmp_path / "a.safetensors")
     assert not (tmp_path / "a.safetensors").exists()
     assert export_encoder(setup, 1, tmp_path / "a.safetensors", overwrite=True).file.exists()

@@ -119,8 +119,8 @@ def test_an_override_reaches_the_recipe_or_what_the_method_brings() -> None:
     [
         (
             ["method=supervised", "objective.negatives=4"],
-            "objective.negatives=4 would have no effect: the method supervised puts CrossEntropy in the place of the "
-            "objective PatchInfoNCE. Leave it out, or choose another method",
+            "objective.negatives=4 would have no effect: the method supervised replaces the objective PatchInfoNCE "
+            "by CrossEntropy. Leave it out, or choose another method",
         ),
         (
             ["schedule=simultaneous", "method=cpc"],
@@ -166,5 +166,5 @@ def test_each_method_and_schedule_has_a_run_of_its_own() -> None:
 
 
 def test_a_network_is_not_merged_twice() -> None:
-    with pytest.raises(RecipeError, match="merged into one module already"):
+    with pytest.raises(RecipeError, match="already merged into one module"):
         with_method(with_method(TINY, "cpc"), "supervised")

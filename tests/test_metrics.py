@@ -91,7 +91,7 @@ def test_a_damaged_line_costs_the_curve_and_never_the_training(make_setup) -> No
     notes: list[str] = []
     hurt.progress.note = notes.append
     record = run_stage(hurt, 1)
-    assert [note for note in notes if "metrics.jsonl is damaged: the curves lack epoch 1" in note]
+    assert [note for note in notes if "metrics.jsonl is damaged: the curves miss epoch 1" in note]
     weights = run_stage(whole, 1)["weights"]
     assert record["weights"] == weights
     assert [at["epoch"] for at in curve(hurt.run, record, 1)] == [2, 3]

@@ -99,7 +99,7 @@ def test_what_had_converged_stays_so_unless_it_gets_more_patience(make_setup, pa
 
 def test_fewer_epochs_and_less_patience_than_were_trained_are_refused(make_setup):
     run_stage(make_setup(asked(epochs=3)), 1)
-    with pytest.raises(NotReady, match=r"come to epoch 3 already, and training\.epochs is 2.*--fresh"):
+    with pytest.raises(NotReady, match=r"reached epoch 3 already, and training\.epochs is 2.*--fresh"):
         run_stage(make_setup(asked(epochs=2)), 1)
     with pytest.raises(NotReady, match=r"training\.patience: 10 -> 9.*layerwise stage 1 --fresh"):
         run_stage(make_setup(asked(epochs=4, patience=9)), 1)
@@ -111,7 +111,7 @@ def test_what_rests_on_it_is_stale_and_the_commands_are_told(make_setup):
     for number in (1, 2):
         run_stage(setup, number)
         write_cache(setup, number)
-    with pytest.raises(NotReady, match=r"training\.epochs: 1 -> 2\).*let it go on with: layerwise stage 1 --run-dir"):
+    with pytest.raises(NotReady, match=r"training\.epochs: 1 -> 2\).*resume it with: layerwise stage 1 --run-dir"):
         stage_record(make_setup(asked(epochs=2)), 1)
     longer = told(make_setup(asked(epochs=2)))
     run_stage(longer, 1)

@@ -82,7 +82,7 @@ def test_every_command_takes_the_data_of_a_function() -> None:
     probed = json.loads(ended("probe", "--module=2", "--json").stdout)
     assert set(probed["tasks"]) == {"class"}
     again = ended("stage", "1")
-    assert "trained and frozen already" in again.output
+    assert "already trained and frozen" in again.output
 
 
 def test_a_module_is_found_where_the_command_runs() -> None:
@@ -178,7 +178,7 @@ def test_a_run_of_a_script_is_looked_at_from_the_shell() -> None:
     ended("verify", "--run-dir=runs/script")
     refused = layerwise("cache", "--module=2", "--run-dir=runs/script")
     assert refused.exit_code == 1
-    assert "was handed over in Python" in " ".join(refused.output.split())
+    assert "was passed in as Python objects" in " ".join(refused.output.split())
 
 
 def test_its_first_weights_are_the_same_each_time() -> None:

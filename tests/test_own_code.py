@@ -216,7 +216,7 @@ def test_a_stage_whose_loss_was_edited_is_stale(file, tmp_path, monkeypatch):
         assert call(*command, *named).exit_code == 0
     weights = (tmp_path / "runs" / "own" / "stages" / "1" / "module.safetensors").read_bytes()
     file.write_text(file.read_text().replace("Scaled", "By one"))
-    assert "trained and frozen already" in call("stage", "1", *named).stdout
+    assert "already trained and frozen" in call("stage", "1", *named).stdout
 
     file.write_text(file.read_text().replace("context) * 1.0", "context) * 2.0"))
     for command in (["stage", "1"], ["stage", "2"], ["probe", "--module", "1", "--fresh"], ["run"]):

@@ -70,7 +70,7 @@ def test_nothing_begins_where_memory_is_short(make_setup) -> None:
 def test_nor_where_the_disk_is(make_setup, monkeypatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(10**9, 10**9 - 1000, 1000))
     with pytest.raises(
-        WillNotFit, match=r"the cache of module 1 takes .* 1,000 for it\n.*\nThese would fit: .*recompute"
+        WillNotFit, match=r"the cache of module 1 takes .* room for 1,000\n.*\nThese would fit: .*recompute"
     ) as no:
         require_fit(make_setup())
     assert "dtype=uint8" not in str(no.value), "that would not fit either"
@@ -88,7 +88,7 @@ def test_the_disk_is_the_one_where_caches_lie(make_setup, monkeypatch, tmp_path)
     monkeypatch.setattr(activation_cache, "inspect", lambda location: Status("absent", "", 0, {}, None))
     remote = plan_of(make_setup, "cache.url=s3://bucket/prefix")
     assert remote.fits
-    assert "on an object store, and windows that roll on this machine for caches" in str(remote)
+    assert "on an object store, and rolling windows on this machine for caches" in str(remote)
     assert not plan_of(make_setup, "cache.url=s3://bucket/prefix", "cache.budget=1000").fits
 
 
@@ -105,7 +105,7 @@ def test_what_more_than_fills_the_disk_rolls(make_setup, monkeypatch) -> None:
     plan = plan_of(make_setup)
     assert plan.fits
     assert plan.disk_needed > plan.disk_free
-    assert "in windows that roll" in str(plan)
+    assert "as rolling windows" in str(plan)
 
 
 def test_without_the_dataset_memory_is_still_told(make_setup, capsys) -> None:

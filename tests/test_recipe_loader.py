@@ -35,7 +35,7 @@ FIELDS = ", ".join(Recipe.model_fields)
         ("width=2", "there is no field 'width': did you mean network.width?"),
         (
             "cache.url=s3:/x",
-            "cache.url = 's3:/x': is not of the form it needs (where caches lie instead of in the run: "
+            "cache.url = 's3:/x': does not have the required form (address of the caches, if not in the run: "
             "s3://bucket/prefix, gs://, az:// or file://)",
         ),
         ("zzz=3", f"there is no field 'zzz': the recipe has {FIELDS}"),
@@ -47,16 +47,16 @@ FIELDS = ", ".join(Recipe.model_fields)
         ),
         (
             "training.batch_size=0",
-            "training.batch_size = 0: should be greater than or equal to 1; the nearest good value is 1",
+            "training.batch_size = 0: should be greater than or equal to 1; the nearest valid value is 1",
         ),
         (
             "training.epochs=3.6",
             "training.epochs = 3.6: should be a valid integer, got a number with a fractional part; "
-            "the nearest good value is 4",
+            "the nearest valid value is 4",
         ),
         (
             "network.groups.0.channels=66",
-            "network.groups.0.channels = 66: should be a multiple of 4; the nearest good value is 64",
+            "network.groups.0.channels = 66: should be a multiple of 4; the nearest valid value is 64",
         ),
         (
             "cache.dtype=float8",
@@ -67,7 +67,8 @@ FIELDS = ", ".join(Recipe.model_fields)
         ("probe.learning_rates=[]", "probe.learning_rates = []: should have at least 1 item after validation, not 0"),
         (
             "name=../x",
-            "name = '../x': is not of the form it needs (name of its runs: letters, digits, - and _, at most 64)",
+            "name = '../x': does not have the required form (name of the runs: letters, digits, - and _, at most 64 "
+            "characters)",
         ),
         ("network.cuts=[1]", "network: cuts (1,) must be positive and add up to the network's 3 blocks"),
         (
@@ -92,11 +93,11 @@ def test_a_group_that_may_be_absent_says_how() -> None:
 
 def test_an_unknown_recipe_names_the_nearest() -> None:
     assert refused("digit") == (
-        "there is no recipe 'digit': did you mean digits? A recipe of your own is given as a path that ends in .py"
+        "there is no recipe 'digit': did you mean digits? To use your own recipe, give a path that ends in .py"
     )
     assert refused("wombat") == (
         f"there is no recipe 'wombat': there are {', '.join(built_in())}. "
-        "A recipe of your own is given as a path that ends in .py"
+        "To use your own recipe, give a path that ends in .py"
     )
     assert refused("mine.py") == "there is no file 'mine.py' to load a recipe from"
 

@@ -141,9 +141,9 @@ def test_what_would_have_no_effect_is_refused(make_setup):
         require_heeded(asked("stages.1.training.noise=0.1"))
     with pytest.raises(RecipeError, match=r"stages\.4 would have no effect: there are modules 1 to 3.*stages\.4=null"):
         run_stage(make_setup(asked("stages.4.training.epochs=2")), 1)
-    with pytest.raises(RecipeError, match="the method cpc has nothing to set for a single module"):
+    with pytest.raises(RecipeError, match="the method cpc has no settings for single modules"):
         resolve_recipe(QUICK, ["method=cpc", "stages.2.optimiser.learning_rate=0.1"])
-    with pytest.raises(RecipeError, match="puts CrossEntropy in the place of the objective PatchInfoNCE"):
+    with pytest.raises(RecipeError, match="replaces the objective PatchInfoNCE by CrossEntropy"):
         resolve_recipe(QUICK, ["method=greedy-supervised", "stages.2.objective.negatives=8"])
 
 

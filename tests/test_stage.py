@@ -324,7 +324,7 @@ def test_an_unfinished_stage_may_become_longer_and_not_shorter_than_it_is(make_s
     setup.progress, setup.should_stop = StopAt(8, lambda: asked.append(True)), lambda: bool(asked)
     with pytest.raises(StoppedEarly):
         run_stage(setup, 1)  # in its second epoch
-    with pytest.raises(NotReady, match="come to epoch 2 already"):
+    with pytest.raises(NotReady, match="reached epoch 2 already"):
         run_stage(make_setup(apply_overrides(TINY, ["training.epochs=1"])), 1)
     longer = make_setup(apply_overrides(TINY, ["training.epochs=3"]))
     run_stage(longer, 1)

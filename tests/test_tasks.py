@@ -104,7 +104,7 @@ def test_commit_names_what_is_missing(layerwise: Callable[..., Result]) -> None:
 def test_a_slurm_array_job_says_which_task(layerwise: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     unsaid = layerwise("cache", "--module", "1", "--task")
     assert unsaid.exit_code == 2
-    assert "this is no Slurm array job" in " ".join(unsaid.output.split())
+    assert "this is not a Slurm array job" in " ".join(unsaid.output.split())
     for name, value in {"ID": "12", "COUNT": "4", "MIN": "10"}.items():
         monkeypatch.setenv(f"SLURM_ARRAY_TASK_{name}", value)
     result = layerwise("cache", "--module", "1", "--json", "--task")

@@ -199,7 +199,7 @@ def test_fewer_processors_than_a_stage_began_with_are_told(make_setup, two, monk
     resumed = measuring(make_setup(SMALL))
     run_stage(resumed, 1)
     assert resumed.progress.notes == [
-        "computing with 2 threads, as this training began, on 1 processor: slower, and the same bits"
+        "computing with 2 threads, as at the start of this training, on 1 processor: slower, with the same bits"
     ]
     assert stage_record(resumed, 1)["threads"] == 2
 
@@ -226,7 +226,7 @@ def test_another_number_of_the_users_own_is_told_where_a_stage_is_resumed(make_s
     resumed = measuring(make_setup(SMALL))
     run_stage(resumed, 1)
     assert len(resumed.progress.notes) == 1
-    assert resumed.progress.notes[0].startswith("computing with 3 threads, as is set, and this training began with 1")
+    assert resumed.progress.notes[0].startswith("computing with 3 threads, as is set, but this training started with 1")
 
 
 def test_caches_are_computed_with_the_threads_of_their_module(make_setup, two, monkeypatch):

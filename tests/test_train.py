@@ -248,7 +248,7 @@ def test_the_command_line_reads_a_run_made_in_python(tmp_path: Path) -> None:
     assert known.exit_code == 0, known.output
     probed = CliRunner().invoke(main, ["probe", "--fresh", "--run-dir", str(run.folder)])
     assert probed.exit_code == 1
-    assert "go on with it in the script that made it" in probed.output
+    assert "use the script that made it" in probed.output
 
 
 def test_the_code_of_datasets_transforms_and_losses_is_part_of_the_identity() -> None:

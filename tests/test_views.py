@@ -144,7 +144,7 @@ def test_a_window_that_rolls_is_refused(tmp_path: Path) -> None:
     recipe = run.recipe.model_copy(update={"cache": run.recipe.cache.model_copy(update={"renew": True})})
     setup = replace_recipe(setup, recipe)
     lw.write_cache(setup, 1)
-    with pytest.raises(UsageError, match="a window that rolls"):
+    with pytest.raises(UsageError, match="a rolling window"):
         lw.run_stage(setup, 2, fresh=True)
 
 

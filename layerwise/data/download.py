@@ -103,7 +103,7 @@ def _fetch_rest(archive: Archive, part: Path, progress: Progress, wait: Callable
             if failures >= TRIES or not urls:
                 tried = "; ".join(f"{url} could not be fetched: {error}" for url, error in errors.items())
                 raise NotReady(
-                    f"{tried}. {now:,} of {archive.size:,} bytes are in {part}; the same command goes on from there"
+                    f"{tried}. {now:,} of {archive.size:,} bytes are in {part}; the same command resumes from there"
                 ) from error
             wait(2.0**failures)
 

@@ -280,5 +280,5 @@ def check_record(path: Path, content: object, form: TypeAdapter[Form]) -> Form:
         field = ".".join(map(str, first["loc"])) or "the record"
         found = "" if first["type"] == "missing" else f", found {repr(first['input'])[:80]}"
         raise DamagedData(
-            f"{path} is damaged: {field}: {first['msg']}{found}. Delete it to do that part again."
+            f"{path} is damaged: {field}: {first['msg']}{found}. Delete it, and the command repeats that part."
         ) from error

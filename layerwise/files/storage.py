@@ -47,7 +47,9 @@ def read_file(path: Path, limit: int | None = None) -> bytes | None:
         return None
     except OSError as error:
         if error.errno == errno.EFBIG:
-            raise DamagedData(f"{path} is damaged: {error.strerror}. Delete it to do that part again.") from error
+            raise DamagedData(
+                f"{path} is damaged: {error.strerror}. Delete it, and the command repeats that part."
+            ) from error
         raise_misplaced(path, error)
 
 
@@ -119,8 +121,8 @@ def raise_unwritten(path: Path, size: int, error: OSError) -> NoReturn:
     """
     if error.errno in FULL:
         raise WillNotFit(
-            f"could not write {path} ({size:,} bytes): {os.strerror(error.errno)}. Free some "
-            "disk and run the same command again; what was saved before is whole."
+            f"could not write {path} ({size:,} bytes): {os.strerror(error.errno)}. Free some disk space and run the "
+            f"same command again; what was saved before is intact."
         ) from error
     if error.errno == errno.EIO:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
@@ -193,16 +195,17 @@ def unseal_json(path: Path, raw: bytes) -> dict[str, Any]:
         content = parse_json(raw)
     except ValueError as error:
         raise DamagedData(
-            f"{path} is damaged: it should hold a JSON object ({error}). Delete it to do that part again."
+            f"{path} is damaged: it should hold a JSON object ({error}). Delete it, and the command repeats that part."
         ) from error
     if not isinstance(content, dict):
         raise DamagedData(
-            f"{path} is damaged: it should hold a JSON object and holds a {type(content).__name__}. Delete "
-            "it to do that part again."
+            f"{path} is damaged: it should hold a JSON object and holds a {type(content).__name__}. Delete it, and "
+            f"the command repeats that part."
         )
     if content.pop(SEAL, None) != _seal(content):
         raise DamagedData(
-            f"{path} is damaged: its fields are not those that were written. Delete it to do that part again."
+            f"{path} is damaged: its fields are not those that were written. Delete it, and the command repeats "
+            f"that part."
         )
     return content
 

@@ -72,7 +72,7 @@ def stale_caches(setup: Setup) -> dict[int, str]:
         if activation_cache.inspect(location).state == "absent":
             continue
         if number > setup.depth:
-            found[number] = f"{location} is of module {number}, and the recipe has {setup.depth}"
+            found[number] = f"{location} belongs to module {number}, but the recipe has {setup.depth} modules"
             continue
         try:
             status = activation_cache.inspect(location, cache_key(setup, number))
@@ -92,7 +92,7 @@ def stale_windows(setup: Setup) -> dict[int, str]:
             continue  # none of ours
         number = int(name)
         if number > setup.depth:
-            found[number] = f"{folder} is of module {number}, and the recipe has {setup.depth}"
+            found[number] = f"{folder} belongs to module {number}, but the recipe has {setup.depth} modules"
         elif not rolls(setup, number):
             found[number] = f"{folder} is a window on module {number}'s outputs, and its cache holds all of them"
         else:

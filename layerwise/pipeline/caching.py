@@ -144,18 +144,18 @@ def _begin(setup: Setup, number: int, splits: list[SplitSpec], calibration: Cali
         threads=_writing_threads(setup),
     )
     if found.state == "damaged":
-        why = "is damaged, and nothing says any more what it was made from"
+        why = "is damaged, and it is no longer known what it was made from"
     elif found.state == "stale":
         why = f"was made from something else ({', '.join(activation_cache.differences(found.key or {}, key))})"
     else:
         try:
             return begin()
         except Stale as error:  # the same key, and other splits
-            why = f"is unfinished, and was to hold something else ({', '.join(error.differences)})"
+            why = f"is unfinished, and was meant for other contents ({', '.join(error.differences)})"
     setup.progress.note(f"the cache of module {number} at {location} {why}: it is replaced")
     writer = begin(replace=True)
     if writer.left:
-        setup.progress.note(f"left in {location}, since no cache wrote it: {', '.join(writer.left)}")
+        setup.progress.note(f"left in {location}, because no cache wrote it: {', '.join(writer.left)}")
     return writer
 
 
@@ -179,7 +179,7 @@ def repair_cache(setup: Setup, number: int) -> dict[str, Any]:
             raise NotReady(f"{without_advice(found.reason)}. Write it with: {cache_command(setup, number)}")
         if found.state == "damaged" and found.key is None:
             raise DamagedData(
-                f"{location} cannot be repaired: nothing says any more what it was made from "
+                f"{location} cannot be repaired: it is no longer known what it was made from "
                 f"({without_advice(found.reason)}). "
                 f"Replace it with: {cache_command(setup, number)}"
             )
@@ -248,8 +248,8 @@ def _fill(setup: Setup, number: int, writer: CacheWriter, outputs: Feed) -> int:
             setup.progress.advance(count, count, name)
             if setup.should_stop():
                 raise StoppedEarly(
-                    f"stopped while writing the cache of module {number}; whole shards are kept: "
-                    "the same command, without --fresh, goes on"
+                    f"stopped while writing the cache of module {number}; complete shards are saved: the same "
+                    f"command, without --fresh, resumes"
                 )
             if at == part.stop:
                 break

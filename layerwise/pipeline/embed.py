@@ -84,7 +84,7 @@ def embed_files(setup: Setup, number: int, files: Sequence[Path], *, positions: 
 
 def _require_files(files: Sequence[Path]) -> None:
     if not files:
-        raise UsageError("there is nothing to embed: name one file or more")
+        raise UsageError("no file to embed: name at least one")
     seen: set[str] = set()
     for file in files:
         name = legible(file)

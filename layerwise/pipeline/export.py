@@ -149,7 +149,7 @@ def require_free(files: tuple[Path, ...], overwrite: bool) -> None:
     """
     if taken := [str(file) for file in files if os.path.lexists(file)]:
         if not overwrite:
-            raise UsageError(f"{', '.join(taken)} is there already: choose another --to, or add --overwrite")
+            raise UsageError(f"{', '.join(taken)} already exists: choose another --to, or add --overwrite")
         if folders := [file for file in taken if Path(file).is_dir()]:
             raise UsageError(f"{', '.join(folders)} is a folder: choose another --to")
 
@@ -347,16 +347,16 @@ def load_encoder(file: str | Path) -> Encoder:
             encoder = Encoder(parts(network.modules(shape))[:number])
         forms = {name: (tensor.dtype, tensor.shape) for name, tensor in encoder.state_dict().items()}
         if forms != {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}:
-            raise ValueError("its weights are not those of its network")
+            raise ValueError("its weights do not fit its network")
         encoder.load_state_dict(tensors, assign=True)
     except FileNotFoundError as error:
         raise NotReady(f"there is no file {file}") from error
     except (NeedsCode, NotReady) as error:
         raise UsageError(
-            f"the network of {file} is made by code that is not part of layerwise ({error}): make its modules in "
+            f"the network of {file} is defined by code outside layerwise ({error}): make its modules in "
             "Python and load the weights with safetensors.torch.load_file"
         ) from error
     except (SafetensorError, DamagedData, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise DamagedData(f"{file} is no encoder that layerwise exported: {in_one_line(error)[:300]}") from error
+        raise DamagedData(f"{file} is not an encoder that layerwise exported: {in_one_line(error)[:300]}") from error
     encoder.eval().requires_grad_(False)
     return encoder

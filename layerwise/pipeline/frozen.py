@@ -127,7 +127,7 @@ def stage_record(setup: Setup, number: int) -> dict[str, Any] | None:
     if changed := differences(record["made_from"], identity):
         again = f"train it again with: {setup.command(f'stage {number} --fresh')}"
         if _can_go_on(setup, record, identity):
-            again = f"let it go on with: {setup.command(f'stage {number}')}"
+            again = f"resume it with: {setup.command(f'stage {number}')}"
         raise NotReady(
             f"stage {number} of {setup.run.folder} was trained with other settings ({'; '.join(changed[:5])}). "
             f"Go back to those settings, choose another --run-dir, or {again}"
@@ -147,7 +147,8 @@ def _read_stage(setup: Setup, number: int) -> StageRecord | None:
     record = read_record(path, STAGE)
     if record is not None and number not in record["trained_with"]:
         raise DamagedData(
-            f"{path} is damaged: it is of the modules {record['trained_with']}. Delete it to do that part again."
+            f"{path} is damaged: it is of the modules {record['trained_with']}. Delete it, and the command repeats "
+            f"that part."
         )
     return record
 
@@ -187,7 +188,7 @@ def missing_weights(setup: Setup, number: int) -> str | None:
     if path.is_file():
         return None
     again = setup.command(f"stage {number} --fresh")
-    return f"{path} is missing: put it back, or train the module again with: {again}"
+    return f"{path} is missing: restore it, or train the module again with: {again}"
 
 
 def finished(setup: Setup, number: int) -> dict[str, Any] | None:

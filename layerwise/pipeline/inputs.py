@@ -77,12 +77,13 @@ def cached_inputs(setup: Setup, number: int, together: int = 1, part: slice = AL
         )
     if together > 1:
         raise UsageError(
-            f"the cache of module {below} is a window that rolls, which holds one view of a sample, and the objective "
-            f"compares {together}: allow the whole cache with --cache-budget, or read none with --set feed=recompute"
+            f"the cache of module {below} is a rolling window, which holds one view of each sample, but the "
+            f"objective compares {together}: allow the whole cache with --cache-budget, or read none with --set "
+            f"feed=recompute"
         )
     if part != ALL:
         raise UsageError(
-            f"the cache of module {below} is a window that rolls, which several processes cannot share: start one "
+            f"the cache of module {below} is a rolling window, which several processes cannot share: start one "
             "process, allow the whole cache with --cache-budget, or read none with --set feed=recompute"
         )
     rolling = read_rolling(setup, below)
@@ -90,7 +91,7 @@ def cached_inputs(setup: Setup, number: int, together: int = 1, part: slice = AL
         raise NotReady(
             f"the window on the outputs of module {below} was made for another --cache-budget than "
             f"{setup.recipe.cache.budget}, for another cache.renew than {str(setup.recipe.cache.renew).lower()}, or "
-            f"for batches of fewer than {batch_size} samples. Settle its size anew with: {cache_command(setup, below)}"
+            f"for batches of fewer than {batch_size} samples. Choose its size again with: {cache_command(setup, below)}"
         )
     feed = CacheFeed(cache, batch_size, setup.order_seed(number), setup.device, mend=mend)
     split = next(iter(cache.splits.values()))

@@ -105,7 +105,7 @@ def cache_errors(setup: Setup, number: int) -> Iterator[None]:
     try:
         yield
     except activation_cache.Damaged as error:
-        raise DamagedData(f"{without_advice(str(error))}. Mend it with: {command} --repair") from error
+        raise DamagedData(f"{without_advice(str(error))}. Repair it with: {command} --repair") from error
     except activation_cache.DoesNotFit as error:
         raise WillNotFit(f"{error}. {_more_room(setup, number, error)}") from error
     except activation_cache.Locked as error:
@@ -128,7 +128,7 @@ def _more_room(setup: Setup, number: int, error: activation_cache.DoesNotFit) ->
     budget, free = setup.recipe.cache.budget, activation_cache.free(setup.run.cache(number))
     if budget is not None and (free is None or free >= error.needed):
         return f"Allow more with: {setup.command(f'cache --module {number}', f'cache.budget={budget * 5 // 4}')}"
-    return f"With room on the disk, go on with: {cache_command(setup, number)}"
+    return f"After freeing disk space, resume with: {cache_command(setup, number)}"
 
 
 def cache_command(setup: Setup, number: int) -> str:

@@ -84,10 +84,10 @@ class Plan:
             return "\n".join(["will not fit:", self.why_not()])
         disk = "an unknown part" if self.disk_needed is None else size(self.disk_needed)
         if self.disk_free is None:
-            disk += " on an object store, and windows that roll on this machine"
+            disk += " on an object store, and rolling windows on this machine"
         else:
             if self.disk_needed is not None and self.disk_needed > self.disk_free:
-                disk += ", more than there is, and so in windows that roll,"
+                disk += ", more than there is, and so as rolling windows,"
             disk += f" of {size(self.disk_free)} of free disk"
         there = f" of the {size(self.memory)} {self.memory_of}" if self.memory is not None else ""
         return f"fits: at most {size(self.peak)} of memory (predicted){there}; {disk} for caches"
@@ -142,7 +142,7 @@ def make_plan(setup: Setup) -> Plan:
         if not cache.fits(recipe.cache, recipe.training.batch_size, free):
             problems.append(
                 f"the cache of module {cache.module} takes {cache.floor(recipe.cache, recipe.training.batch_size):,} "
-                f"bytes at least, and there are {cache.room(recipe.cache, free):,} for it"
+                f"bytes at least, and there is room for {cache.room(recipe.cache, free):,}"
             )
             advice = advice or ways_out(setup, list(caches.values()), free, len(shapes))
     needed = None if sizes is None else bytes_to_write(list(caches.values()), recipe.cache)

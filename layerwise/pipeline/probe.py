@@ -313,7 +313,7 @@ def features(feed: Feed, module: Module, split: str, device: torch.device, folde
             raise
         raise WillNotFit(
             f"could not write the features of the split {split!r} to {folder}: {os.strerror(error.errno)}. Free "
-            "some disk and run the same command again; what was saved before is whole."
+            f"some disk space and run the same command again; what was saved before is intact."
         ) from error
     finally:
         for file in files.values():

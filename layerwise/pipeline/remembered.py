@@ -56,8 +56,8 @@ def remembered_recipe(
     except NeedsCode as error:
         here = source if Path(source).is_file() else "PATH.py"
         raise UsageError(
-            f"{folder} follows the recipe file {source!r}, which was not named on this machine, so it is not run, and "
-            f"the run's recipe.json does not do instead: {error}. If you trust the file, add to the command: "
+            f"{folder} follows the recipe file {source!r}, which was not named on this machine, so it is not run, "
+            f"and the run's recipe.json cannot replace it: {error}. If you trust the file, add to the command: "
             f"{shlex.join([f'--recipe={here}', *words])}"
         ) from error
     say(f"the recipe file {source!r} was not named on this machine: using the settings in {folder / 'recipe.json'}")
@@ -78,7 +78,7 @@ def _require_known_data(folder: Path, overrides: Sequence[str], say: Callable[[s
             sources = sources_of(name)
             altered = trust.changes(sources[""], say, sources)
         except RecipeError as error:
-            raise UsageError(f"{folder} needs its dataset: {error}. Name it anew with --data") from error
+            raise UsageError(f"{folder} needs its dataset: {error}. Name it again with --data") from error
         if altered != []:
             why = "was not named on this machine" if altered is None else f"was edited ({', '.join(altered)})"
             raise UsageError(

@@ -71,7 +71,7 @@ def settle_rolling(setup: Setup, number: int, rolling: Rolling | None) -> None:
     if (rolling is None or not rolling.same_size(read_record(note, WINDOW))) and (
         left := activation_cache.remove_window(window)
     ):
-        setup.progress.note(f"left in {window}, since no cache wrote it: {', '.join(left)}")
+        setup.progress.note(f"left in {window}, because no cache wrote it: {', '.join(left)}")
     if rolling is None:
         remove_file(note)
     else:
@@ -170,6 +170,6 @@ def filling(setup: Setup, source: DatasetFeed, outputs: RecomputeFeed, stored: C
                 names = [f"{name}/{view}" for name in found.ids]  # a sample may come twice, in two augmentations
                 writer.append("train", stored(found.inputs), names, labels)
                 if setup.should_stop():
-                    raise StoppedEarly("stopped while the window was being filled; the same command goes on")
+                    raise StoppedEarly("stopped while filling the window; the same command resumes")
 
     return fill

@@ -119,7 +119,7 @@ def _largest_window(
     if None in train.shape:
         raise WillNotFit(
             f"the cache of module {number} takes about {size(needed)}. Its training samples differ in length, and a "
-            "window rolls over samples of one length only: train on pieces of one length, or without cache.renew. "
+            f"rolling window needs samples of one length: train on pieces of one length, or without cache.renew. "
             f"{_way_out(setup, number, room, needed)}"
         )
     try:

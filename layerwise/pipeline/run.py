@@ -194,7 +194,7 @@ def last_run() -> Path:
     known = read_record(RUNS / ".last.json", LAST)
     if known is None:
         raise NotReady(
-            f"no run was used yet in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits"
+            f"there is no last used run in {Path.cwd()}. Name a recipe, for example: layerwise run --recipe digits"
         )
     folder = Path(known["run"])
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

@@ -55,7 +55,7 @@ def run_stage(setup: Setup, number: int, *, fresh: bool = False) -> dict[str, An
         return run_together(setup, fresh=fresh)[number - 1]
     try:
         if not fresh and (record := finished(setup, number)) is not None:
-            setup.progress.note(f"module {number} is trained and frozen already")
+            setup.progress.note(f"module {number} is already trained and frozen")
             return record
         feed = stage_inputs(setup, number)
     except NotReady as error:
@@ -95,7 +95,7 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     if not done or None in done:
         _train_and_freeze(setup, numbers, stage_inputs(setup, 1), fresh)
     else:
-        setup.progress.note(f"modules 1-{numbers[-1]} are trained and frozen already")
+        setup.progress.note(f"modules 1-{numbers[-1]} are already trained and frozen")
     return [require_stage(setup, number) for number in numbers]
 
 
@@ -164,8 +164,8 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
     changed = before not in (None, frozen_weights(setup, numbers))
     if changed and (stale := to_make_again(setup, numbers[-1])):
         setup.progress.note(
-            f"{title}: other weights than before, so what was made from them is stale. Make it "
-            f"again with: {'; '.join(stale)}"
+            f"{title}: the weights have changed, so everything made from them is stale. Make it again with: "
+            f"{'; '.join(stale)}"
         )
 
 

@@ -174,7 +174,7 @@ class Setup:
             wrong = f"it says that samples are {shape}, and by its settings the dataset makes them {expected[0]}"
         else:
             return known
-        raise DamagedData(f"{self._note} is damaged: {wrong}. Delete it to have the dataset read again.")
+        raise DamagedData(f"{self._note} is damaged: {wrong}. Delete it, and the dataset is read again.")
 
     def _require_same_dataset(self, found: DatasetRecord) -> None:
         known, manifest = self._noted(), found["manifest"]
@@ -188,13 +188,13 @@ class Setup:
             ):
                 raise DamagedData(
                     f"{self._note} is damaged: its shape of a sample, numbers of samples or numbers of classes are not "
-                    "those of the dataset, though it names the same samples. Delete it to have it written again."
+                    "those of the dataset, though it names the same samples. Delete it, and it is written again."
                 )
             return
         changed = sorted(name for name in manifest if known["manifest"].get(name) != manifest[name])
         raise NotReady(
-            f"the dataset is not the one that {self.run.folder} was begun with: its samples of {', '.join(changed)} "
-            "differ. Put the old files back, choose another --run-dir, or begin again with --fresh."
+            f"the dataset has changed since {self.run.folder} was started: its samples of {', '.join(changed)} "
+            "differ. Restore the old files, choose another --run-dir, or start over with --fresh."
         )
 
     def forget_dataset(self) -> None:

@@ -113,7 +113,7 @@ class _Look:
         weights = self.folder / "stages" / str(number) / "module.safetensors"
         if not weights.is_file():
             again = self.command("stage", str(number), "--fresh")
-            reason = f"{weights} is missing: put it back, or train the module again with: {again}"
+            reason = f"{weights} is missing: restore it, or train the module again with: {again}"
             return {"state": "damaged", "reason": reason}
         trained = self._training(record["trained_with"])
         told = {"epochs": record["epochs"], "seconds": record["seconds"]}

@@ -33,7 +33,7 @@ def write_task(setup: Setup, number: int, task: int, tasks: int) -> dict[str, An
     if not 1 <= task <= tasks:
         raise UsageError(f"--task {task}/{tasks}: tasks are counted from 1 to {tasks}")
     if setup.recipe.cache.renew:
-        raise UsageError("cache.renew makes a window that rolls, which tasks cannot fill: set cache.renew=false")
+        raise UsageError("cache.renew makes a rolling window, which tasks cannot fill: set cache.renew=false")
     samples = 0
     if not cached(setup, number):
         settle_place(setup, number)
@@ -60,7 +60,7 @@ def commit_tasks(setup: Setup, number: int, tasks: int | None) -> None:
         found = activation_cache.inspect(location, key)
         if found.state != "partial":
             raise NotReady(
-                f"module {number} has no cache that can be committed: it is {found.state}. Write it by tasks, each "
+                f"the cache of module {number} cannot be committed: it is {found.state}. Write it by tasks, each "
                 f"with: {again} TASK/TASKS"
             )
         with activation_cache.resume(location, key, budget=setup.recipe.cache.budget) as writer:

@@ -37,7 +37,7 @@ def trust(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> No
     try:
         _write(*_note(path), {"path": str(path), "files": files})
     except (OSError, WillNotFit, DamagedData) as error:
-        say(f"that you named {path} could not be noted ({error}): later commands need --recipe again")
+        say(f"could not remember that you named {path} ({error}): later commands need --recipe again")
 
 
 def changes(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> list[str] | None:
@@ -54,7 +54,7 @@ def changes(path: Path, say: Say, sources: Mapping[str, Path] | None = None) -> 
     except (OSError, ValueError, RuntimeError):
         return None
     except DamagedData as error:
-        say(f"{error} Until then it counts as if the recipe file had not been named")
+        say(f"{error} Until then the recipe file counts as not named")
         return None
     before = None if known is None or known.get("path") != str(path) else known.get("files")
     if not isinstance(before, dict):
@@ -90,7 +90,8 @@ def not_contacted(folder: Path, url: str, *, writes: bool = False) -> str:
     left = "nothing is written or replaced there" if writes else "it was not contacted"
     command = shlex.join(["layerwise", "status", f"--set=cache.url={url}", f"--run-dir={folder}"])
     return (
-        f"{folder} says that its caches lie at {url}, which nobody named on this machine, so {left}. If you trust "
+        f"{folder} says that its caches are at {url}, an address that was not named on this machine, so {left}. If "
+        f"you trust "
         f"the address, name it with: {command}"
     )
 

@@ -212,7 +212,7 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
     beyond = [line["epoch"] for line in metrics.epochs if line["epoch"] > epochs] if finished else []
     reason = ""
     if metrics.damaged:
-        reason = f"lines {listed(metrics.damaged)} were altered, or have no seal"
+        reason = f"lines {listed(metrics.damaged)} were altered, or have no checksum"
     elif metrics.torn and finished:
         reason = "its last line was altered or cut short"
     elif beyond:
@@ -220,7 +220,7 @@ def _verify_metrics(found: Verification, folder: Path, record: StageRecord | Non
     elif lost:
         reason = f"the lines of epochs {listed(lost)} are missing"
     if reason:
-        found.damage(path, f"{reason}; the curves lack them, and the weights are unharmed", mend)
+        found.damage(path, f"{reason}; the curves lack them; the weights are intact", mend)
         return
     found.files += 1
     found.bytes += len(raw)
@@ -257,7 +257,7 @@ def _verify_report(found: Verification) -> None:
     manifest = found.read(folder / MANIFEST, REPORT, again)
     if manifest is None:
         if not os.path.lexists(folder / MANIFEST):
-            found.damage(folder / MANIFEST, "is missing: nothing says what the report should hold", again)
+            found.damage(folder / MANIFEST, "is missing: it is not known what the report should contain", again)
         return
     for name, sha256 in manifest["files"].items():
         if manifest["finished"]:
@@ -265,7 +265,7 @@ def _verify_report(found: Verification) -> None:
         else:
             found.expect(folder / name)
     if not manifest["finished"]:
-        found.unfinished[str(folder)] = f"the report is not written to its end. Write it with: {again}"
+        found.unfinished[str(folder)] = f"the report is incomplete. Write it with: {again}"
     for name in manifest["shows"]:
         kind, part = Path(name).parts[0], Path(name).parts[1].removesuffix(".json")
         path = found.run / name

@@ -33,7 +33,7 @@ def snapshot(run: Path) -> dict[str, Any]:
         NotReady: there is no run in the folder.
     """
     if not is_run(run):
-        raise NotReady(f"{run} is not a run. Name one with --run-dir, or begin one: layerwise run --recipe digits")
+        raise NotReady(f"{run} is not a run. Name one with --run-dir, or start one: layerwise run --recipe digits")
     probes = []
     for path in sorted((run / "probes").glob("*.json"), key=lambda path: (len(path.name), path.name)):
         if (found := intact(path, PROBE)) is not None:

@@ -101,5 +101,5 @@ def _settings_class(name: JsonValue) -> type[Settings]:
     if not (isinstance(found, type) and issubclass(found, Settings) and found.__module__.startswith("layerwise.")):
         raise DamagedData(f"this version of layerwise has no settings {name!r}")
     if inspect.isabstract(found):
-        raise DamagedData(f"the settings {name!r} are of no use by themselves")
+        raise DamagedData(f"the settings {name!r} cannot be used by themselves")
     return found

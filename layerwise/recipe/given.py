@@ -35,7 +35,7 @@ from layerwise.settings.base import Shape, free, labelled_only, later
 from layerwise.settings.sources import NoSource, code_of
 
 HELD_OUT = 0.1  # of the training samples, where no others are given to tell when a module has converged
-ELSEWHERE = "was handed over in Python, and is not in its files: go on with it in the script that made it"
+ELSEWHERE = "was passed in as Python objects, which the run's files do not contain: use the script that made it"
 
 
 Count: TypeAlias = Annotated[int, Field(ge=0, le=2**48)]
@@ -100,9 +100,11 @@ class GivenData(DatasetSettings):
     """Datasets that were made in Python."""
 
     probed_apart: ClassVar[bool] = True
-    sources: tuple[str, ...] = Field((), description="sha256 of the code of datasets and transforms of one's own")
+    sources: tuple[str, ...] = Field((), description="sha256 of the code of your datasets and transforms")
     revision: str = Field(
-        "", description="changes what stages and caches were made from, where no digest sees a change"
+        "",
+        description="change it after an edit that no digest sees: stages and caches then count as made from "
+        "something else",
     )
     classes: tuple[tuple[str, int], ...] = Field((), description="number of classes of each task")
     labelled: bool = labelled_only(False, description="whether there are labelled samples to probe with")
@@ -178,7 +180,7 @@ Loss: TypeAlias = Callable[[tuple[Tensor, ...], Context], Tensor]
 class GivenObjective(ObjectiveSettings):
     """A loss that was made in Python."""
 
-    source: str = Field(description="what was handed over, and the sha256 of its code")
+    source: str = Field(description="the objects passed in, and the sha256 of their code")
     carried: int = later(1, ge=1, le=64, description="augmented views of each sample that the loss compares")
     _make: Callable[[Module], Objective | Loss] | None = PrivateAttr(default=None)
 

@@ -113,8 +113,9 @@ def require_heeded(recipe: Recipe) -> None:
     if noise > 0 and (isinstance(recipe.network, Merged) or recipe.method == "random"):
         how = "trains nothing" if recipe.method == "random" else "trains the network end to end, as one module"
         raise RecipeError(
-            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules trained on frozen "
-            f"ones, and the method {recipe.method} {how}. Choose --method gim, or leave it at --set training.noise=0"
+            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules that train on "
+            f"frozen ones, and the method {recipe.method} {how}. Choose --method gim, or leave it at --set "
+            f"training.noise=0"
         )
     if not together and recipe.training.update_every != (1,):
         raise RecipeError(
@@ -142,8 +143,8 @@ def require_heeded(recipe: Recipe) -> None:
             )
     if together and recipe.together is None and noise > 0:
         raise RecipeError(
-            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules "
-            "trained on frozen ones, and these are all trained together. Train one after another with "
+            f"training.noise = {noise:g} would have no effect: it is added to the inputs of modules that train on "
+            f"frozen ones, and these are all trained together. Train one after another with "
             "--schedule iterative, or leave it at --set training.noise=0"
         )
 
@@ -174,10 +175,10 @@ def _by_method(source: str | Recipe, overrides: Sequence[str]) -> tuple[Recipe, 
         if override not in first or (field[:1] == ["objective"] and replaced and reached and _has_field(trained, path)):
             later.append(override)
         elif not reached:
-            lost[override] = f"the method {trained.method} has nothing to set for a single module"
+            lost[override] = f"the method {trained.method} has no settings for single modules"
         elif field[:1] == ["objective"]:
             kinds = type(asked.objective).__name__, type(trained.objective).__name__
-            lost[override] = f"the method {trained.method} puts {kinds[1]} in the place of the objective {kinds[0]}"
+            lost[override] = f"the method {trained.method} replaces the objective {kinds[0]} by {kinds[1]}"
         else:
             sets = shown(_value_at(trained, path))
             lost[override] = f"the method {trained.method} sets {'.'.join(path)} to {sets}"
@@ -244,7 +245,7 @@ def find_recipe(source: str) -> Path:
     if not source.endswith(".py"):
         raise RecipeError(
             f"there is no recipe {source!r}: {nearest(source, known) or f'there are {listed(known)}.'} "
-            "A recipe of your own is given as a path that ends in .py"
+            "To use your own recipe, give a path that ends in .py"
         )
     try:
         path = Path(source).resolve(strict=True)

@@ -99,8 +99,8 @@ def _random(recipe: Recipe) -> dict[str, Any]:
 def _merged(recipe: Recipe, context: PixelCNN | None = None) -> dict[str, Any]:
     if isinstance(recipe.network, Merged):
         raise RecipeError(
-            f"the recipe {recipe.name!r} is merged into one module already: --method takes a recipe whose network "
-            "is a stack"
+            f"the recipe {recipe.name!r} is already merged into one module: --method needs a recipe whose network "
+            f"has several modules"
         )
     return {"network": Merged(network=recipe.network, context=context), "schedule": "iterative"}
 

@@ -142,7 +142,9 @@ def _of_splits(name: str, made: Any) -> GivenData:
                 "a length and samples by number"
             )
     if ("probe" in splits) != ("test" in splits):
-        raise RecipeError(f"the dataset {name!r}: probe and test go together: a classifier learns from one, and is "
-                          "judged on the other")  # fmt: skip
+        raise RecipeError(
+            f"the dataset {name!r}: give probe and test together: a classifier learns from one and is tested on the "
+            "other"
+        )
     data = GivenData.of(splits["train"], splits.get("validation"))
     return data.with_labelled(splits["probe"], splits["test"]) if "probe" in splits else data

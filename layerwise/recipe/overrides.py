@@ -233,7 +233,7 @@ def explain(error: ValidationError, above: str = "") -> str:
         return f"{name} is missing"
     message = re.sub(r"^\w+ should ", "should ", first["msg"])
     if kind == "string_pattern_mismatch" and (described := _description(error.title, first["loc"])):
-        message = f"is not of the form it needs ({described})"
+        message = f"does not have the required form ({described})"
     return f"{name} = {shown(value)}: {message}{_nearest_value(kind, value, limits)}"
 
 
@@ -267,7 +267,7 @@ def _nearest_value(kind: str, value: Any, limits: Mapping[str, Any]) -> str:
         good = round(value)
     if "multiple_of" in limits and isinstance(value, (int, float)):
         good = max(round(value / limits["multiple_of"]), 1) * limits["multiple_of"]
-    return "" if good is None else f"; the nearest good value is {good}"
+    return "" if good is None else f"; the nearest valid value is {good}"
 
 
 def nearest(wrong: str, known: Iterable[str], above: str = "", below: Sequence[str] = ()) -> str:

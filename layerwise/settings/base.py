@@ -82,8 +82,8 @@ class Settings(BaseModel):
         """
         if isinstance(cls._code, NoSource) and cls.version is None:
             raise RecipeError(
-                f"{cls._code}, so that an edit of its code would not be noticed. Define it in a file; or state a "
-                "version in the class, version = 1, and change it with every edit"
+                f"{cls._code}, so an edit of its code would go unnoticed. Define it in a file, or set version = 1 "
+                f"in the class and change it with every edit"
             )
         found = {"code": cls._code if isinstance(cls._code, str) else None, "version": cls.version}
         return {name: value for name, value in found.items() if value is not None}

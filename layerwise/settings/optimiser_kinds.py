@@ -74,7 +74,7 @@ def checked_arguments(kind: KindName, given: Mapping[str, Argument | None]) -> d
         if flag is not isinstance(value, bool):
             raise ValueError(f"{name} = {value!r}: should be {'true or false' if flag else 'a number'}")
         if not flag and value < 0:
-            raise ValueError(f"{name} = {value!r}: should be at least 0; the nearest good value is 0")
+            raise ValueError(f"{name} = {value!r}: should be at least 0; the nearest valid value is 0")
         found[name] = value
     return found
 
@@ -86,7 +86,7 @@ def _hint(kind: KindName, name: str) -> str:
     known = KINDS[kind].arguments
     if close := difflib.get_close_matches(name, known, n=1, cutoff=0.5):
         return f"did you mean {close[0]}?"
-    return f"there are {', '.join(known)}" if known else "all that can be set are the other fields of optimiser"
+    return f"there are {', '.join(known)}" if known else "only the other fields of optimiser can be set"
 
 
 def unused(name: str, value: Any, kind: KindName) -> str | None:

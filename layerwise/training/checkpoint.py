@@ -67,8 +67,8 @@ def load_checkpoint(
         return None
     if changed := changes_within(record["made_from"], made_from):
         raise NotReady(
-            f"{folder} holds a training with other settings ({'; '.join(changed[:5])}). "
-            "Go back to those settings, choose another --run-dir, or add --fresh to begin again."
+            f"{folder} contains a training with other settings ({'; '.join(changed[:5])}). "
+            "Go back to those settings, choose another --run-dir, or add --fresh to start over."
         )
     place = record["place"]
     if len(place["sums"]) not in (0, len(learners)):
@@ -79,8 +79,8 @@ def load_checkpoint(
     asked = made_from.get("training", {}).get("epochs")
     if asked is not None and not best and place["epoch"] + (place["batch"] > 0) > asked:
         raise NotReady(
-            f"{folder} holds a training that has come to epoch {place['epoch'] + (place['batch'] > 0)} already, and "
-            f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to begin again."
+            f"{folder} contains a training that has reached epoch {place['epoch'] + (place['batch'] > 0)} already, and "
+            f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to start over."
         )
     entry = record["files"]["best"] if best else record["files"]["latest"]
     _restore(learners, folder / entry["file"], entry["sha256"])
@@ -166,7 +166,7 @@ def _restore(learners: Sequence[Learner], path: Path, sha256: str) -> None:
                 state.setdefault(int(index), {})[field] = tensor
         expected = forms[learner.number]
         if any(fields.keys() != expected[index].keys() or not _possible(fields) for index, fields in state.items()):
-            raise DamagedData(f"{path} does not hold the state of an optimiser. Delete its folder to train it again.")
+            raise DamagedData(f"{path} is not the state of an optimiser. Delete its folder to train it again.")
         learner.optimiser.load_state_dict(
             {"state": state, "param_groups": learner.optimiser.state_dict()["param_groups"]}
         )

@@ -309,7 +309,7 @@ class CacheFeed(Feed):
         try:
             yield
         except Damaged as error:
-            raise DamagedData(f"{error}. Mend it with: {self._mend}") from error
+            raise DamagedData(f"{error}. Repair it with: {self._mend}") from error
         except CacheError as error:  # such as an object store that fails
             raise NotReady(str(error)) from error
 
@@ -377,7 +377,8 @@ def stacked(values: Array | list[Array]) -> Array:
 def require_full_batch(samples: int, batch_size: int) -> None:
     if samples < batch_size:
         raise RecipeError(
-            f"training.batch_size is {batch_size} and there are {samples} training samples: choose {samples} or fewer"
+            f"training.batch_size is {batch_size}, but there are only {samples} training samples: choose {samples} "
+            f"or fewer"
         )
 
 

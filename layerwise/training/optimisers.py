@@ -65,7 +65,9 @@ def make_optimiser(
     try:
         made: torch.optim.Optimizer = _class(settings.kind)(parameters, **given)
     except (TypeError, ValueError) as error:
-        raise RecipeError(f"optimiser of module {number}: torch.optim.{settings.kind} refuses this: {error}") from error
+        raise RecipeError(
+            f"optimiser of module {number}: torch.optim.{settings.kind} rejects the settings: {error}"
+        ) from error
     return made
 
 

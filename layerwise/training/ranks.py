@@ -142,8 +142,8 @@ class Ranks:
 
 ALONE = Ranks()
 LOST = (
-    "another process of this training has ended, and its own message says why; everything up to the last checkpoint is "
-    "saved, and the same command goes on from there"
+    "another process of this training has ended, and its own message says why; everything up to the last checkpoint "
+    "is saved, and the same command resumes from there"
 )
 
 
@@ -169,7 +169,7 @@ def joined(device: torch.device) -> Ranks:
         return ALONE
     if missing := [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         raise UsageError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train together, and {missing[0]} is "
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} says that several processes train together, but {missing[0]} is "
             "not set: start them with torchrun, or unset WORLD_SIZE"
         )
     return _started(device)

@@ -91,7 +91,7 @@ def train(
         progress.note(f"{'module' if len(modules) == 1 else 'modules'} {numbers}: resuming at {where}")
     if ranks.first and (lost := keep_metrics(folder / METRICS, place.epoch, len(learners))):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
-        progress.note(f"{folder / METRICS} is damaged: the curves lack epoch {epochs}; the training is unharmed")
+        progress.note(f"{folder / METRICS} is damaged: the curves miss epoch {epochs}; the training is intact")
     if arithmetic.device.type == "cpu" and not place.converged(training):
         free = measure_threads and set_by_user() is None
         if free and place.threads is None and place.step == 0:
@@ -116,8 +116,8 @@ def train(
                 save_checkpoint(folder, learners, made_from, asdict(place))
             if stop:
                 raise StoppedEarly(
-                    f"stopped in epoch {place.epoch + 1}, after {counted(place.step, 'update')}; everything is saved: "
-                    "the same command, without --fresh, goes on"
+                    f"stopped in epoch {place.epoch + 1}, after {counted(place.step, 'update')}; everything is "
+                    f"saved: the same command, without --fresh, resumes"
                 )
 
         validation = validate(learners, feed, arithmetic, training.batch_size)
@@ -211,6 +211,6 @@ def _require_same_weights(learners: Sequence[Learner], ranks: Ranks) -> None:
     digests = [weights_digest(part) for learner in learners for part in (learner.module, learner.objective)]
     if ranks.any(digests != ranks.told(digests)):
         raise Diverged(
-            "the processes of this training have come to different weights, and the last checkpoint is from before: "
-            "do all machines run the same versions on the same kind of device?"
+            "the processes of this training have different weights; the last checkpoint is from before that. Check "
+            "that all machines run the same versions on the same kind of device."
         )

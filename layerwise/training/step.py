@@ -405,7 +405,7 @@ def require_finite(loss: float, learner: Learner, step: int) -> float:
     if not math.isfinite(loss):
         rate = learner.optimiser.param_groups[0]["lr"]
         raise Diverged(
-            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The "
-            "last checkpoint is whole; to begin again, try a lower optimiser.learning_rate with --fresh."
+            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The last "
+            f"checkpoint is intact; to start over, try a lower optimiser.learning_rate with --fresh."
         )
     return loss

@@ -140,14 +140,14 @@ def use_threads(began_with: int | None, progress: Progress, *, fixed: bool) -> i
     if fixed:
         if now != began_with:
             progress.note(
-                f"computing with {number_of(now)}, as is set, and this training began with {number_of(began_with)}: "
+                f"computing with {number_of(now)}, as is set, but this training started with {number_of(began_with)}: "
                 "its weights may differ in their last bits from those of a training that was not interrupted"
             )
         return began_with
     if began_with > (allowed := allowed_processors()):
         progress.note(
-            f"computing with {number_of(began_with)}, as this training began, on {allowed} processor"
-            f"{'s' * (allowed > 1)}: slower, and the same bits"
+            f"computing with {number_of(began_with)}, as at the start of this training, on {allowed} processor"
+            f"{'s' * (allowed > 1)}: slower, with the same bits"
         )
     torch.set_num_threads(began_with)
     return began_with

@@ -213,7 +213,7 @@ def test_a_damaged_note_of_a_window_is_reported(rolling):
     for command in (["cache", "--module", 1, "--repair"], ["cache", "--module", 1]):
         refused = rolling(*command)
         assert refused.exit_code == 65
-        assert "Delete it to do that part again" in refused.stderr
+        assert "Delete it, and the command repeats that part" in refused.stderr
     note.unlink()
     assert rolling("cache", "--module", 1).exit_code == 0
     assert rolling("verify").exit_code == 0

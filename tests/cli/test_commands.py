@@ -86,7 +86,7 @@ def test_run_to_its_end_and_again(layerwise, schedule):
     first = layerwise("run", "--recipe", RECIPE, "--schedule", schedule)
     assert first.exit_code == 0
     again = layerwise("run", "--recipe", RECIPE, "--schedule", schedule, "--json")
-    assert "trained and frozen already" in again.stderr
+    assert "already trained and frozen" in again.stderr
     results = json.loads(again.stdout)
     assert [stage["module"] for stage in results["stages"]] == [1, 2, 3]
     assert len(results["probes"]) == 3
@@ -105,7 +105,7 @@ def test_run_to_its_end_and_again(layerwise, schedule):
         (["stage", "4", "--recipe", str(RECIPE)], 2, "there is no module 4: the recipe 'tiny' has modules 1 to 3"),
         (["stage", "2", "--recipe", str(RECIPE)], 1, "module 1 is not trained yet. Run: layerwise stage 1"),
         (["cache", "--module", "1", "--recipe", str(RECIPE)], 1, "module 1 is not trained yet"),
-        (["status"], 1, "no run was used yet in"),
+        (["status"], 1, "there is no last used run in"),
         (
             ["run", "--recipe", "digits", "--method", "supervised", "--schedule", "simultaneous"],
             2,

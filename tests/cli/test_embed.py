@@ -58,7 +58,7 @@ def test_errors(layerwise: Callable[..., Result]) -> None:
         (["runs", "--module", 1], 2, "runs is a folder"),
         (["bad.png", "--module", 1], 65, "bad.png cannot be read as a picture"),
         (["0.png", "--module", 1, "--to", "a.csv"], 2, "must end in .safetensors, .npz or .parquet"),
-        (["0.png", "--module", 1, "--to", "taken.npz"], 2, "taken.npz is there already"),
+        (["0.png", "--module", 1, "--to", "taken.npz"], 2, "taken.npz already exists"),
         (["--module", 1], 2, "FILE"),
     ):
         refused = layerwise("embed", *arguments)

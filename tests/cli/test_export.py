@@ -66,4 +66,4 @@ def test_errors(layerwise: Callable[..., Result]) -> None:
     assert layerwise("export", "--module", 1, "--to", "a.safetensors").exit_code == 0
     again = layerwise("export", "--module", 1, "--to", "a.safetensors")
     assert again.exit_code == 2
-    assert "a.safetensors, a.safetensors.json is there already" in again.stderr
+    assert "a.safetensors, a.safetensors.json already exists" in again.stderr

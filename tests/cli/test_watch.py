@@ -79,7 +79,7 @@ def test_modules_that_are_trained_together() -> None:
 
 def test_damage_and_strangers_do_not_end_it() -> None:
     assert call("watch", "--run-dir", "nothing").exit_code == 1
-    assert "no run was used yet" in call("watch").stderr
+    assert "there is no last used run" in call("watch").stderr
     assert call(*FIRST).exit_code == 0
     for path in Path("runs/tiny/stages/1").iterdir():
         path.write_bytes(path.read_bytes()[:-9] + b"?" * 9)

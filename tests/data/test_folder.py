@@ -417,7 +417,7 @@ def test_looking_is_reported(tmp_path: Path) -> None:
         (["dataset.resize=null", "dataset.tile=32"], "dataset: crop 64 must be 32 or less, as dataset.tile = 32"),
         (["dataset.mean=[1,2]"], r"dataset: mean \(1.0, 2.0\) must be one number or three"),
         (["dataset.std=[0.0]"], r"dataset: std \(0.0,\) must be above 0"),
-        (["dataset.max_pixels=200000000"], "the nearest good value is 178956970"),
+        (["dataset.max_pixels=200000000"], "the nearest valid value is 178956970"),
     ],
 )
 def test_bad_settings(overrides: list[str], message: str) -> None:

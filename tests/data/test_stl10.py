@@ -262,7 +262,7 @@ def test_download(tmp_path: Path, published: Path, below: str) -> None:
     [
         ("dataset.mean=[0.4,0.4,0.4]", "mean .* must be one number, as dataset.grayscale = True"),
         ("dataset.std=[0]", "std .* must be above 0"),
-        ("dataset.crop=97", "dataset.crop = 97: should be less than or equal to 96; the nearest good value is 96"),
+        ("dataset.crop=97", "dataset.crop = 97: should be less than or equal to 96; the nearest valid value is 96"),
     ],
 )
 def test_bad_settings(override: str, message: str) -> None:

@@ -187,7 +187,7 @@ def test_no_cache_outside_a_run_is_written_or_replaced_because_the_run_says_so(m
     for command in (["cache", "--prune", "--yes"], ["run", "--fresh"], ["stage", "1"]):
         refused = call(*command, "--run-dir", str(folder))
         assert refused.exit_code == 2, refused.output
-        assert "nobody named on this machine, so nothing is written or replaced there" in refused.stderr
+        assert "not named on this machine, so nothing is written or replaced there" in refused.stderr
         assert not (tmp_path / "elsewhere").exists()
     if scheme == "file":
         assert call(*shlex.split(refused.stderr.strip().rpartition("name it with: layerwise ")[2])).exit_code == 0
@@ -259,7 +259,8 @@ def test_a_look_at_a_run_contacts_no_address_that_nobody_named(make_run, monkeyp
         result = call(command, "--run-dir", str(folder))
         assert result.exit_code == code, result.output
         told = " ".join((result.stdout + result.stderr).split())
-        assert f"its caches lie at {url}, which nobody named on this machine, so it was not contacted" in told
+        unnamed = f"its caches are at {url}, an address that was not named on this machine"
+        assert f"{unnamed}, so it was not contacted" in told
         assert not asked, command
     words = shlex.split(result.stderr.strip().rpartition("name it with: layerwise ")[2])
     assert call(*words).exit_code == 0
@@ -305,7 +306,7 @@ def test_a_state_folder_that_cannot_be_written_stops_nothing(make_run, tmp_path,
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
     result = call(*PRUNE, "--recipe", str(tmp_path / "my recipes" / "mine.py"))
     assert result.exit_code == 0
-    assert "could not be noted" in result.stderr
+    assert "could not remember that you named" in result.stderr
     assert (tmp_path / "file").read_text() == "mine"
 
 

@@ -103,10 +103,10 @@ WITH_SHELL = [page for page in PAGES if blocks(page, "sh", runs=True)]
 @pytest.mark.parametrize("page", WITH_SHELL, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page: Path, tmp_path: Path) -> None:
     paths = os.pathsep.join([str(ROOT), str(ROOT / "cache")])
-    programs = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    env = {**os.environ, "PYTHONPATH": paths, "PATH": programs, "XDG_STATE_HOME": str(tmp_path / "state")}
+    env = {**os.environ, "PYTHONPATH": paths, "XDG_STATE_HOME": str(tmp_path / "state")}
     for code in blocks(page, "sh", runs=True):
-        subprocess.run(["bash", "-ec", code], cwd=tmp_path, env=env, check=True, timeout=900)
+        typed = f'layerwise() {{ {shlex.quote(sys.executable)} -m layerwise "$@"; }}\n{code}'
+        subprocess.run(["bash", "-ec", typed], cwd=tmp_path, env=env, check=True, timeout=900)
 
 
 def cells(notebook: Path) -> list[str]:

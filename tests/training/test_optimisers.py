@@ -366,7 +366,7 @@ def test_a_finished_stage_is_trained_further_unless_its_cosine_has_ended(make_se
         ),
         (
             ["optimiser.warmup=-1"],
-            "optimiser.warmup = -1: should be greater than or equal to 0; the nearest good value",
+            "optimiser.warmup = -1: should be greater than or equal to 0; the nearest valid value",
         ),
         (["optimiser.step_every=3"], "optimiser.step_every: 3 would have no effect with the schedule constant"),
         (["optimiser.schedule_unit=steps"], "optimiser.schedule_unit: steps would have no effect"),
