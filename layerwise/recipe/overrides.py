@@ -222,6 +222,7 @@ def explain(error: ValidationError, above: str = "") -> str:
     first = min(error.errors(), key=lambda found: found["type"] != "extra_forbidden")
     kind, value, limits = first["type"], first.get("input"), first.get("ctx", {})
     name = (above + ".".join(str(part) for part in first["loc"])).rstrip(".") or "the recipe"
+    name = name if name.isprintable() else ascii(name)[1:-1]
     if kind == "value_error":
         return f"{name}: {limits['error']}"
     if kind == "extra_forbidden":

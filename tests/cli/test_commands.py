@@ -114,7 +114,7 @@ def test_run_to_its_end_and_again(layerwise, schedule):
         (
             ["stage", "1", "--recipe", str(RECIPE), "--set", "training.batch_size=500"],
             2,
-            "there are 101 training samples",
+            "there are only 101 training samples",
         ),
     ],
 )

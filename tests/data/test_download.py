@@ -196,7 +196,7 @@ def test_archives_are_fetched_encrypted_and_known_by_a_strong_hash(archive: Arch
 def test_a_server_that_gives_nothing_is_given_up(tmp_path: Path, serve: Any) -> None:
     server = serve(CONTENT, breaks=(70_000, *[0] * 20))
 
-    with pytest.raises(NotReady, match=r"70,000 of 1,280,000 bytes are in .*part; the same command goes on"):
+    with pytest.raises(NotReady, match=r"70,000 of 1,280,000 bytes are in .*part; the same command resumes"):
         fetch(archive_of(server), tmp_path, SILENT, no_wait)
     assert (tmp_path / "a.tar.gz.part").stat().st_size == 70_000
 
