@@ -152,6 +152,15 @@ def test_nothing_of_the_table_is_cut_off(make_setup, capsys, monkeypatch, termin
         assert str(plan) in shown.splitlines()
 
 
+def test_a_batch_larger_than_the_dataset_is_refused_before_anything_is_predicted(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("layerwise.memory.find", lambda *_, **__: pytest.fail("predicted"))
+    asked = ["plan", "--recipe", RECIPE, "--device", "cpu", "--set", "training.batch_size=100000"]
+    refused = CliRunner().invoke(main, asked, catch_exceptions=False)
+    assert refused.exit_code == 2
+    assert "training.batch_size is 100000 and there are 101 training samples: choose 101 or fewer" in refused.stderr
+
+
 def test_the_command(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     asked = ["plan", "--recipe", RECIPE, "--device", "cpu", "--json"]

@@ -81,7 +81,7 @@ class Verification:
                 raise DamagedData(f"{path} is damaged: it is not byte for byte what was written.")
             record = check_record(path, content, form)
         except DamagedData as error:
-            self.damage(path, reason_of(path, error), mend)
+            self.damage(path, reason_of(path, error), _with_room(path, mend))
             return None
         self.files += 1
         self.bytes += len(raw)
@@ -92,7 +92,7 @@ class Verification:
         try:
             actual = file_sha256(path)
         except DamagedData as error:
-            self.damage(path, reason_of(path, error), mend)
+            self.damage(path, reason_of(path, error), _with_room(path, mend))
             return
         if actual is None:
             self.damage(path, "is missing", mend)
@@ -101,6 +101,15 @@ class Verification:
         else:
             self.files += 1
             self.bytes += path.stat().st_size
+
+
+def _with_room(path: Path, mend: str) -> str:
+    """The command that makes the file again, behind one that moves away a folder that lies in its place."""
+    if path.is_symlink() or not path.is_dir():
+        return mend
+    name = shlex.quote(str(path))
+    again = mend.removeprefix(f"rm {name}").removeprefix("; ")
+    return "; ".join(filter(None, [f"mv {name} {shlex.quote(f'{path}.mine')}", again]))
 
 
 def intact(path: Path, form: TypeAdapter[Form]) -> Form | None:

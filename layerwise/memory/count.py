@@ -16,10 +16,28 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 REST = "activations"
 """What nobody claimed: activations, their gradients, and temporaries."""
+
+
+_aten = torch.ops.aten
+IN_PLACE = frozenset(
+    {
+        _aten.uniform_.default,
+        _aten.normal_.default,
+        _aten.zero_.default,
+        _aten.fill_.Scalar,
+        _aten.add_.Tensor,
+        _aten.mul_.Tensor,
+        _aten.div_.Tensor,
+        _aten.lerp_.Scalar,
+        _aten.addcmul_.default,
+        _aten.addcdiv_.default,
+    }
+)
+"""What initialises weights and what optimisers do, which gives no shape and takes no memory: fake tensors skip it, since
+that is much of what there is to do in a network of many layers."""
 
 
 class Journal(Protocol):
@@ -33,6 +51,14 @@ class Journal(Protocol):
 
     def operation(self) -> None:
         """An operation is about to run."""
+
+
+def _alike(args: Sequence[Any]) -> bool:
+    """Whether these are fake tensors of one shape, and numbers."""
+    first = args[0]
+    return isinstance(first, FakeTensor) and all(
+        arg.shape == first.shape if isinstance(arg, FakeTensor) else not isinstance(arg, Tensor) for arg in args[1:]
+    )
 
 
 class LiveBytes(TorchDispatchMode):
@@ -66,10 +92,14 @@ class LiveBytes(TorchDispatchMode):
             return 1.5  # a fake tensor has no value: one that is finite, and where 1 minus it may divide (NAdam)
         if self._journal is not None:
             self._journal.operation()
-        result = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves((args, kwargs, result)):
-            if isinstance(leaf, Tensor):
-                self._note(leaf, REST)
+        result = args[0] if func in IN_PLACE and _alike(args) else func(*args, **(kwargs or {}))
+        for value in (*args, *(kwargs or {}).values(), result):
+            if isinstance(value, Tensor):
+                self._note(value, REST)
+            elif isinstance(value, list | tuple):  # no operation of torch nests them deeper
+                for leaf in value:
+                    if isinstance(leaf, Tensor):
+                        self._note(leaf, REST)
         return result
 
     def _note(self, tensor: Tensor, part: str | None) -> None:

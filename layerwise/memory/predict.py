@@ -137,7 +137,7 @@ def rehearse(
         step(learners, batch, 0, arithmetic)
         for learner in learners:
             if isinstance(learner.module, _Abridged):
-                learner.module.reset()
+                learner.module.begin_second_step()
             states = (state for states in learner.optimiser.state.values() for state in states.values())
             live.claim((state for state in states if isinstance(state, Tensor)), "optimiser")
         before_second(learners)
@@ -186,24 +186,27 @@ def _claim_parts(learners: Sequence[Learner], live: LiveBytes) -> None:
 
 
 class _Abridged(Module):
-    """A module that works twice for each shape of input and then only says what it would give.
+    """A module that works a few times for each shape of input and then only says what it would give.
 
-    From the second micro-batch on, all are alike: gradients exist, and one graph comes and goes.
+    From the second micro-batch on, all are alike: gradients exist, and one graph comes and goes. So it works twice in
+    the step that counts, and once in the one before, which is there for the optimiser's states.
     """
 
     def __init__(self, number: int, module: Module) -> None:
         super().__init__()
         self.number, self.module, self.channels = number, module, module.channels
+        self._times = 1
         self._seen: Counter[tuple[object, ...]] = Counter()
         self._given: dict[tuple[object, ...], tuple[list[tuple[Shape, torch.dtype]], bool]] = {}
 
-    def reset(self) -> None:
+    def begin_second_step(self) -> None:
+        self._times = 2
         self._seen.clear()
 
     def forward(self, x: Tensor) -> Encoded:
         key = (x.shape, x.dtype, torch.is_grad_enabled())
         self._seen[key] += 1
-        if self._seen[key] <= 2:
+        if self._seen[key] <= self._times:
             with failure_named(self.number, self.module, x, Unpredictable, (*UNKNOWN, LayerwiseError)):
                 encoded: Encoded = self.module(x)
             self._given[key] = [(part.shape, part.dtype) for part in encoded], encoded.c is encoded.z

@@ -88,8 +88,8 @@ def export_encoder(setup: Setup, number: int, to: Path, *, overwrite: bool = Fal
         UsageError: the ending is none of the three, a file is there already, or the network cannot be exported.
         NotReady: a module is not trained, or a package of the extra `onnx` is missing.
     """
-    description = to.with_name(f"{to.name}.json")
     require_format(to)
+    description = to.with_name(f"{to.name}.json")
     require_free((to, description), overwrite)
     if to.suffix == ".onnx":
         _require_onnx()

@@ -20,6 +20,7 @@ from layerwise.pipeline.setup import Setup
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.base import Shape
 from layerwise.settings.units import size
+from layerwise.training.feeds import require_full_batch
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,12 @@ def make_plan(setup: Setup) -> Plan:
 
     Raises:
         NotReady: the dataset is not there, and its settings do not tell the shape of a sample.
+        RecipeError: a batch is larger than the dataset.
     """
     recipe = setup.recipe
     samples, sizes = _samples(setup)
+    if sizes is not None and recipe.method != "random":
+        require_full_batch(sizes.samples["train"], recipe.training.batch_size)
     shapes, weights = module_outputs(recipe, samples.shape, samples.shape)
     _require_probes(recipe, samples, shapes)
     caches = {} if sizes is None else {plan.module: plan for plan in cache_plans(setup, samples.shape, sizes)}

@@ -29,6 +29,13 @@ def layerwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     return run
 
 
+@pytest.mark.parametrize("to", [".", "..", "/", "no-ending"])
+def test_a_name_without_an_ending_is_refused_in_a_line(layerwise: Callable[..., Result], to: str) -> None:
+    refused = layerwise("export", "--module", 1, "--to", to)
+    assert refused.exit_code == 2, refused.output
+    assert "the file's name must end in .pt2, .onnx or .safetensors" in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("file", "needs"),
     [("encoder.pt2", ["torch"]), ("encoder.onnx", ["numpy", "onnxruntime"]), ("encoder.safetensors", ["layerwise"])],

@@ -233,6 +233,22 @@ def test_each_damage_can_be_mended_as_it_says(run: Path, tmp_path: Path) -> None
         assert call("verify", "--run-dir", str(spaced)).exit_code == 0, path
 
 
+def test_a_folder_in_the_place_of_a_file_is_moved_away_as_verify_says(run: Path) -> None:
+    paths = ["dataset.json", "probes/1.json", "stages/3/module.safetensors", "stages/3/metrics.jsonl", "place.json"]
+    for path in map(run.joinpath, paths):
+        path.unlink(missing_ok=True)
+        path.mkdir()
+        (path / "note.txt").write_text("the user's")
+    for command in call("verify", "--run-dir", str(run)).stderr.partition("Make them again with: ")[2].split("; "):
+        words = shlex.split(command)
+        if words[0] == "layerwise":
+            assert call(*words[1:]).exit_code == 0, command
+        else:
+            subprocess.run(words, check=True)
+    assert call("verify", "--run-dir", str(run)).exit_code == 0
+    assert all((run / f"{path}.mine" / "note.txt").exists() for path in paths)
+
+
 def test_the_command_for_people_and_for_machines(run: Path) -> None:
     assert "files" in call("verify", "--run-dir", str(run)).stdout
     flip(run, "stages/2/module.safetensors", 1000, 3)
