@@ -54,8 +54,16 @@ class Verification:
 
     def damage(self, path: Path | str, reason: str, mend: str = "") -> None:
         self.damaged.setdefault(str(path), reason)
-        if mend and mend not in self.mends:
-            self.mends.append(mend)
+        for command in self._with_room(path, mend):
+            if command and command not in self.mends:
+                self.mends.append(command)
+
+    def _with_room(self, path: Path | str, mend: str) -> list[str]:
+        """What makes a file again, behind a command that moves away a folder that lies in its place."""
+        if not mend or isinstance(path, str) or path.is_symlink() or not path.is_dir():
+            return [mend]
+        name = shlex.quote(str(path))
+        return [f"mv {name} {shlex.quote(f'{path}.mine')}", mend.removeprefix(f"rm {name}").removeprefix("; ")]
 
     def order_mends(self) -> None:
         """Each command after those whose results it reads: a module, its cache, the module above; then the rest."""
@@ -81,7 +89,7 @@ class Verification:
                 raise DamagedData(f"{path} is damaged: it is not byte for byte what was written.")
             record = check_record(path, content, form)
         except DamagedData as error:
-            self.damage(path, reason_of(path, error), _with_room(path, mend))
+            self.damage(path, reason_of(path, error), mend)
             return None
         self.files += 1
         self.bytes += len(raw)
@@ -92,7 +100,7 @@ class Verification:
         try:
             actual = file_sha256(path)
         except DamagedData as error:
-            self.damage(path, reason_of(path, error), _with_room(path, mend))
+            self.damage(path, reason_of(path, error), mend)
             return
         if actual is None:
             self.damage(path, "is missing", mend)
@@ -101,15 +109,6 @@ class Verification:
         else:
             self.files += 1
             self.bytes += path.stat().st_size
-
-
-def _with_room(path: Path, mend: str) -> str:
-    """The command that makes the file again, behind one that moves away a folder that lies in its place."""
-    if path.is_symlink() or not path.is_dir():
-        return mend
-    name = shlex.quote(str(path))
-    again = mend.removeprefix(f"rm {name}").removeprefix("; ")
-    return "; ".join(filter(None, [f"mv {name} {shlex.quote(f'{path}.mine')}", again]))
 
 
 def intact(path: Path, form: TypeAdapter[Form]) -> Form | None:

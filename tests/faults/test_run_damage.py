@@ -239,7 +239,7 @@ def test_a_folder_in_the_place_of_a_file_is_moved_away_as_verify_says(run: Path)
         path.unlink(missing_ok=True)
         path.mkdir()
         (path / "note.txt").write_text("the user's")
-    for command in call("verify", "--run-dir", str(run)).stderr.partition("Make them again with: ")[2].split("; "):
+    for command in call("verify", "--run-dir", str(run)).stderr.partition("Repair them with: ")[2].split("; "):
         words = shlex.split(command)
         if words[0] == "layerwise":
             assert call(*words[1:]).exit_code == 0, command
