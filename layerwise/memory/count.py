@@ -36,8 +36,8 @@ IN_PLACE = frozenset(
         _aten.addcdiv_.default,
     }
 )
-"""What initialises weights and what optimisers do. It gives no shape and takes no memory, so fake tensors skip it: it is
-much of what there is to do in a network of many layers."""
+"""What initialises weights and what optimisers do. It gives no shape and takes no memory, so fake tensors skip it:
+that is much of what there is to do in a network of many layers."""
 
 
 class Journal(Protocol):
