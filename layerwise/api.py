@@ -171,7 +171,7 @@ def train(
         with leading(ranks), run.working("train", ranks) as setup:
             run_all(setup)
     elif follow(ranks, lambda _: run.setup_of(ranks)):
-        raise ProcessLost("the first process of this training ended with an error, which it has told")
+        raise ProcessLost("the first process of this training ended with an error; see its message")
     return run
 
 

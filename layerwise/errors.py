@@ -4,7 +4,7 @@
     ├── UsageError (ValueError)        2   asked for something that does not exist or cannot be
     │   └── RecipeError                2   … in a recipe or in --set
     ├── WillNotFit                     3   memory or disk too small, found before anything was lost
-    ├── Unpredictable                  1   memory cannot be told before it is used: a budget cannot be kept
+    ├── Unpredictable                  1   peak memory cannot be predicted, so a budget cannot be enforced
     ├── NotReady                       1   an earlier stage, cache or file is missing, stale or unfinished
     ├── Diverged                       1   the loss became NaN or infinite
     ├── DamagedData                   65   a file is not what it was when it was written

@@ -18,6 +18,6 @@ def torchaudio(purpose: str) -> ModuleType:
     except (ImportError, OSError, RuntimeError) as error:
         raise NotReady(
             f"{purpose} need torchaudio, which cannot be imported here: {error}. It must be built for the same CUDA as "
-            "torch: torch 2.11 to 2.14 and torchaudio 2.11 of one package index go together"
+            "torch: torch 2.11 to 2.14 and torchaudio 2.11 from the same package index work together"
         ) from error
     return torchaudio

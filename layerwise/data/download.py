@@ -56,7 +56,7 @@ def fetch(archive: Archive, folder: Path, progress: Progress, wait: Callable[[fl
     target = folder / archive.name
     part = target.with_name(target.name + FETCHED)
     if part.is_symlink():
-        raise DamagedData(f"{part} is a link, and nothing is fetched through it: move it away")
+        raise DamagedData(f"{part} is a link, and downloads never go through links: move it away")
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         have = _bytes_in(part)
@@ -146,10 +146,10 @@ def _check(archive: Archive, path: Path, progress: Progress) -> None:
         progress.end()
         if digest.hexdigest() == archive.sha256:
             return
-        found = f"its sha256 is {digest.hexdigest()}, and it should be {archive.sha256}"
+        found = f"its sha256 is {digest.hexdigest()}, but it should be {archive.sha256}"
     else:
         found = f"it has {size:,} bytes, and {archive.size:,} were published"
-    advice = "Move it away to have it fetched, or put the right one in its place"
+    advice = "Move it away, and it is fetched; or replace it by the right file"
     if path.name.endswith(FETCHED):
         path.unlink()
         advice = "It is deleted; the same command fetches it again"

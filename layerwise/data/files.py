@@ -153,7 +153,7 @@ class PictureStore:
             return decode(content, grayscale=settings.grayscale, max_pixels=settings.max_pixels, short_side=short_side)
         except (OSError, Unreadable) as error:
             raise DamagedData(
-                f"{str(path)!r} could be read when the dataset was opened, and now cannot: {error}"
+                f"{str(path)!r} could be read when the dataset was opened, but cannot be read now: {error}"
             ) from error
 
 

@@ -85,9 +85,9 @@ class ImageFolder(DatasetSettings):
 
     def open(self, data_dir: Path | None, *, download: bool, seed: int, progress: Progress = SILENT) -> Splits:
         if data_dir is None:
-            raise UsageError("the recipe reads a folder of pictures: say which with --data-dir DIR")
+            raise UsageError("the recipe reads a folder of images: name it with --data-dir DIR")
         if not data_dir.is_dir():
-            raise NotReady(f"--data-dir {str(data_dir)!r} is not a folder; it should hold pictures")
+            raise NotReady(f"--data-dir {str(data_dir)!r} is not a folder; it should be a folder of images")
         folders = {"train": data_dir}
         if (data_dir / "train").is_dir():
             tests = [data_dir / name for name in ("test", "val") if (data_dir / name).is_dir()]
@@ -169,7 +169,7 @@ def _walk(folder: Path) -> Iterator[str]:
     """Paths of the picture files in a folder, at any depth; hidden ones, and links to folders, are passed by."""
 
     def refuse(error: OSError) -> None:
-        raise NotReady(f"{error.filename!r} cannot be looked into: {error.strerror}") from error
+        raise NotReady(f"{error.filename!r} cannot be listed: {error.strerror}") from error
 
     for parent, below, names in os.walk(folder, onerror=refuse):
         below[:] = [name for name in below if not name.startswith(".")]

@@ -68,7 +68,7 @@ class LibriSpeech(SpeechSettings):
             if name in files:
                 raise DamagedData(
                     f"{files[name][0]} and {recording} are both named {name}, and labels and lists go by that name: an "
-                    "utterance is in LibriSpeech once. Take one of the two away"
+                    "utterance is in LibriSpeech once. Remove one of the two"
                 )
             files[name] = (recording, recording.parts[-3])
         if not files:
@@ -120,7 +120,7 @@ def find_files(data_dir: Path | None, subset: str, *, download: bool, progress: 
         UsageError: there is no `data_dir`, or a download was asked for that is not offered.
     """
     if download and data_dir is None:
-        raise UsageError("--download fetches LibriSpeech train-clean-100 (5.9 GiB): say whereto with --data-dir DIR")
+        raise UsageError("--download fetches LibriSpeech train-clean-100 (5.9 GiB): name a folder with --data-dir DIR")
     if download and subset not in ARCHIVE.name:
         raise UsageError(
             f"--download fetches train-clean-100 alone, and dataset.subset is {subset}: "
@@ -164,7 +164,9 @@ def _listed(
     """
     (train_name, train), (test_name, test) = lists.items()
     if shared := sorted(set(train) & set(test)):
-        raise NotReady(f"{train_name} and {test_name} both name {', '.join(shared[:3])}: a test must not be trained on")
+        raise NotReady(
+            f"{train_name} and {test_name} both name {', '.join(shared[:3])}: test utterances must not be trained on"
+        )
     notes = []
     for name, listed in lists.items():
         here = sum(utterance in files for utterance in listed)
@@ -188,7 +190,7 @@ def read_list(path: Path) -> list[str]:
     try:
         return path.read_text("utf-8").split()
     except UnicodeDecodeError as error:
-        raise DamagedData(f"{path} is no list of utterances: {error}") from error
+        raise DamagedData(f"{path} is not a list of utterances: {error}") from error
 
 
 def read_alignments(
@@ -210,7 +212,7 @@ def read_alignments(
             try:
                 labels = np.array(rest.split(), np.int64)
             except (ValueError, OverflowError):
-                bad.append(f"{where} holds something else than whole numbers")
+                bad.append(f"{where} contains something other than whole numbers")
                 continue
             if name in found:
                 bad.append(f"{where} labels the utterance again")

@@ -108,8 +108,8 @@ class MappedSplit(Split):
         shape = getattr(self, "sample_shape", tuple(found.shape))
         if tuple(found.shape) != shape:
             raise DamagedData(
-                f"sample {index} of the {self._name} dataset has shape {tuple(found.shape)}, and sample 0 has {shape}: "
-                "all must have one shape, so resize, crop or pad them in the dataset's transform"
+                f"sample {index} of the {self._name} dataset has shape {tuple(found.shape)}, but sample 0 has "
+                f"{shape}: all must have the same shape, so resize, crop or pad them in the dataset's transform"
             )
         return found, {task: int(label) for task, label in labels.items()}
 
@@ -182,7 +182,7 @@ def input_and_labels(sample: Any) -> tuple[Any, dict[str, int]]:
     else:
         return sample, {}
     raise UsageError(
-        f"a sample is {found}, and this takes an input, (input, label), or a dict with one input. For any other form "
+        f"a sample is {found}, but this takes an input, (input, label), or a dict with one input. For any other form "
         'pass read=, a function from a sample to its input and its labels, such as: lambda s: (s[0], {"class": s[1]})'
     )
 

@@ -75,7 +75,7 @@ class Recording:
                 frames = file.read(-(-(last - first) * old // new), "float32", always_2d=True)
                 values = np.asarray(frames, np.float32).mean(1)
         except (soundfile.SoundFileError, OSError) as error:
-            raise DamagedData(f"{legible(self.path)} could be read before and cannot be now: {error}") from error
+            raise DamagedData(f"{legible(self.path)} could be read before, but cannot be read now: {error}") from error
         if old != new:
             functional = optional.torchaudio("recordings at other rates than 16 kHz").functional
             values = functional.resample(torch.from_numpy(values), old, new).numpy()
@@ -153,7 +153,7 @@ def _look(content: bytes) -> Facts:
         raise Unreadable(f"is cut short: {len(values)} of {announced} samples")
     if max(rate, RATE) // math.gcd(rate, RATE) > MOST_STEPS:
         raise Unreadable(
-            f"has {rate} Hz, which only a filter of gigabytes would turn into {RATE} Hz: resample it first"
+            f"has {rate} Hz, and resampling it needs a filter of gigabytes to get {RATE} Hz: resample it first"
         )
     if not np.isfinite(values).all():
         raise Unreadable("holds values that are not finite")

@@ -82,7 +82,7 @@ def look_through(
             try:
                 write_json(place, {"files": {**known, **fresh}})
             except (OSError, WillNotFit, DamagedData) as error:  # only the time that the next look takes
-                progress.note(f"every command will look at all of these files again: {error}")
+                progress.note(f"every command will read all of these files again: {error}")
 
 
 def legible(name: str | os.PathLike[str]) -> str:

@@ -92,7 +92,7 @@ class Speech(SpeechSettings):
         notes = [f"left out: {line}" for line in bad]
         if (loose := sum(not recording.speaker for recording in recordings)) not in (0, len(recordings)):
             lying = counted(loose, "recording")
-            notes.append(f"in {data_dir} itself, in no speaker's folder: {lying}, taken for those of one more speaker")
+            notes.append(f"in {data_dir} itself, in no speaker's folder: {lying}, counted as one more speaker")
         train, test = divide(recordings, self.test)
         return arrange(self, train, test, None, {}, seed, notes)
 

@@ -153,7 +153,7 @@ def find_files(data_dir: Path | None, *, download: bool, progress: Progress) -> 
     if data_dir is None:
         if download:
             raise UsageError(
-                f"--download fetches STL-10 ({ARCHIVE.size / 2**30:.1f} GiB): say whereto with --data-dir DIR"
+                f"--download fetches STL-10 ({ARCHIVE.size / 2**30:.1f} GiB): name a folder with --data-dir DIR"
             )
         raise UsageError(f"the recipe needs STL-10, and no --data-dir was given. {_ways(Path('DIR'))}")
     folder = _folder(data_dir)

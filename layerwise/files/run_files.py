@@ -96,7 +96,7 @@ def is_folder(path: Path) -> bool:
     if not os.path.lexists(path):
         return False
     if path.is_symlink() or not path.is_dir():
-        kind = "a link, and layerwise follows none inside a run" if path.is_symlink() else "no folder"
+        kind = "a link, and layerwise follows no links inside a run" if path.is_symlink() else "no folder"
         elsewhere = ", and keep caches elsewhere with --cache-url file:///PATH" if path.name == "caches" else ""
         raise DamagedData(f"{path} is {kind}. Put a folder in its place{elsewhere}.")
     return True
@@ -130,7 +130,7 @@ def require_usable(run: Path) -> None:
         taken = [run / name for name in (*RECORDS, *FOLDERS) if _holds_something(run / name)]
         if taken:
             raise UsageError(
-                f"{run} is not a run, and layerwise would write over what is there already: "
+                f"{run} is not a run, and layerwise would overwrite existing files: "
                 f"{', '.join(map(str, taken))}. Choose another --run-dir, or move what is there."
             )
     for _ in folders_of(run):
@@ -217,6 +217,6 @@ def require_own_report(folder: Path) -> None:
         if MARK in (read_file(folder / PAGE) or b"")[:1024]:
             return
     raise UsageError(
-        f"{folder} holds {', '.join(sorted(there))}, which layerwise did not write and would write over: move what is "
-        f"there: mv {shlex.quote(str(folder))} {shlex.quote(str(folder) + '.mine')}"
+        f"{folder} holds {', '.join(sorted(there))}, which layerwise did not write and would overwrite. Move them: "
+        f"mv {shlex.quote(str(folder))} {shlex.quote(str(folder) + '.mine')}"
     )

@@ -78,8 +78,8 @@ def raise_misplaced(path: Path, error: OSError) -> NoReturn:
         raise error
     reason = error.strerror if isinstance(error, NotARegularFile) else os.strerror(error.errno or 0)
     raise DamagedData(
-        f"{path} is damaged: layerwise keeps a file of its own there, and what is there cannot be used ({reason}). "
-        "Move it away to do that part again."
+        f"{path} is damaged: layerwise keeps a file of its own there, but this one cannot be used ({reason}). "
+        "Move it away, and the command repeats that part."
     ) from error
 
 
@@ -145,7 +145,7 @@ def remove_file(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         if path.is_dir():  # the system's own answer differs: EISDIR, EPERM
-            raise DamagedData(f"{path} is a folder, in the place of a file of layerwise: move it away.") from error
+            raise DamagedData(f"{path} is a folder where layerwise keeps a file: move it away.") from error
         raise_misplaced(path, error)
 
 
@@ -204,7 +204,7 @@ def unseal_json(path: Path, raw: bytes) -> dict[str, Any]:
         )
     if content.pop(SEAL, None) != _seal(content):
         raise DamagedData(
-            f"{path} is damaged: its fields are not those that were written. Delete it, and the command repeats "
+            f"{path} is damaged: its fields differ from those that were written. Delete it, and the command repeats "
             f"that part."
         )
     return content

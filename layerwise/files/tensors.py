@@ -40,14 +40,14 @@ def load_tensors(
     content = read_file(path, most)
     if content is None:
         raise DamagedData(
-            f"{path} is missing, though its record says it was written. Delete the record beside it to do "
-            "that part again."
+            f"{path} is missing, though its record says it was written. Delete the record beside it, and the "
+            f"command repeats that part."
         )
     found = hashlib.sha256(content).hexdigest()
     if found != sha256:
         raise DamagedData(
             f"{path} is damaged: its sha256 is {found[:12]}…, and {sha256[:12]}… was written. Restore it, "
-            "or delete its folder to do that part again."
+            "or delete its folder, and the command repeats that part."
         )
     try:
         tensors = load_safetensors(content)
@@ -63,7 +63,7 @@ def load_tensors(
     if wrong:
         raise DamagedData(
             f"{path} does not hold the weights of this network: {'; '.join(wrong[:3])}{' …' if wrong[3:] else ''}. "
-            "Delete its folder to do that part again."
+            "Delete its folder, and the command repeats that part."
         )
     return tensors
 

@@ -81,8 +81,8 @@ def encode(module: nn.Module, x: Tensor, number: int | None = None) -> Encoded:
     if x._version != before:
         name = type(module).__name__ if number is None else f"module {number} ({type(module).__name__})"
         raise RecipeError(
-            f"{name} changes its input in place, which belongs to the module before it: begin it with an operation "
-            "that does not, such as nn.ReLU() without inplace=True"
+            f"{name} changes its input in place, which belongs to the module before it: start it with an operation "
+            f"that does not, such as nn.ReLU() without inplace=True"
         )
     return encoded
 

@@ -67,8 +67,8 @@ class PlainModule(Module):
         returned = self.inner(*unpacked(x, self.reads))
         if x._version != before:
             raise UsageError(
-                f"{type(self.inner).__name__} changes its input in place, which belongs to the module before it: begin "
-                "it with an operation that does not, such as nn.ReLU() without inplace=True"
+                f"{type(self.inner).__name__} changes its input in place, which belongs to the module before it: "
+                f"start it with an operation that does not, such as nn.ReLU() without inplace=True"
             )
         found = returned if isinstance(returned, tuple) else (returned,)
         z = self._representation(found)
@@ -133,7 +133,7 @@ def _tried(module: nn.Module, values: Sequence[Tensor], number: int) -> Any:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         shapes = ", ".join(str(("batch", *sizes)) for sizes in _shapes(values)).replace("'", "")
         raise UsageError(
-            f"module {number} ({type(module).__name__}) fails on what it would read, {shapes}: {reason}. Each module "
+            f"module {number} ({type(module).__name__}) fails on its input, {shapes}: {reason}. Each module "
             "must read what the one before returns"
         ) from error
 
@@ -147,7 +147,7 @@ def _tensors(returned: Any, module: nn.Module, number: int) -> tuple[Tensor, ...
             )
             raise UsageError(
                 f"module {number} ({type(module).__name__}) returns {what}: it must return a tensor, or a tuple of "
-                "tensors, each with the batch first and at least one axis more"
+                "tensors, each with the batch first and at least one more axis"
             )
     return found
 

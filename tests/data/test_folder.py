@@ -203,7 +203,7 @@ def test_what_is_not_a_picture_is_passed_by(tmp_path: Path) -> None:
 
 
 def test_missing_folders_and_empty_ones(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="say which with --data-dir DIR"):
+    with pytest.raises(UsageError, match="name it with --data-dir DIR"):
         open_(None)
     with pytest.raises(NotReady, match="is not a folder"):
         open_(tmp_path / "nowhere")
@@ -260,7 +260,7 @@ def test_a_picture_that_changes_after_it_was_looked_at_is_damage(tmp_path: Path,
     else:
         picture(path, 99)
 
-    with pytest.raises(DamagedData, match=f"{path}.*(has changed|now cannot)"):
+    with pytest.raises(DamagedData, match=f"{path}.*(has changed|cannot be read now)"):
         split.batch(np.array([0]), None)
 
 

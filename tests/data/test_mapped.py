@@ -125,7 +125,7 @@ def test_what_cannot_be_read_is_refused_in_one_line() -> None:
     with pytest.raises(UsageError, match="is empty"):
         MappedSplit([], "train", 0)
     split = MappedSplit([torch.zeros(2), torch.zeros(3)], "train", 0)
-    with pytest.raises(DamagedData, match=r"sample 1 of the train dataset has shape \(3,\), and sample 0 has \(2,\)"):
+    with pytest.raises(DamagedData, match=r"sample 1 of the train dataset has shape \(3,\), but sample 0 has \(2,\)"):
         split.batch(np.array([0, 1]), None)
 
 

@@ -236,7 +236,7 @@ def test_short_recordings_are_probed_and_not_trained_on(tmp_path):
         (f"1-7-0000 {' '.join(['1'] * 49)}", "49 labels, and 8000 samples have 48"),
         (f"1-7-0000 {' '.join(['41'] * 48)}", "labels from 41 to 41, and there are 41 classes"),
         (f"1-7-0000 {' '.join(['-1'] * 48)}", "labels from -1 to -1"),
-        ("1-7-0000 a b", "something else than whole numbers"),
+        ("1-7-0000 a b", "something other than whole numbers"),
         ("1-7-0000", "0 labels"),
     ],
 )
@@ -271,7 +271,7 @@ def test_lists_may_name_more_than_there_is_but_not_the_same_twice(tmp_path):
     assert "12 of the 13 utterances of train_split.txt are here" in splits.notes
     with (tmp_path / "train_split.txt").open("a") as file:
         file.write(f"{names[4]}\n")
-    with pytest.raises(NotReady, match=f"both name {names[4]}: a test must not be trained on"):
+    with pytest.raises(NotReady, match=f"both name {names[4]}: test utterances must not be trained on"):
         opened(tmp_path)
     (tmp_path / "train_split.txt").write_text("8-8-0008\n")
     with pytest.raises(NotReady, match=r"none of the 1 utterances of train_split\.txt"):
@@ -372,9 +372,7 @@ def test_a_recording_in_no_folder_is_told_of(tmp_path):
     soundfile.write(folder / "a.wav", tone(0.5), 16_000)
     splits = Speech(window=WINDOW).open(folder, download=False, seed=0)
     assert splits.classes == {"speaker": 4}
-    assert splits.notes == (
-        f"in {folder} itself, in no speaker's folder: 1 recording, taken for those of one more speaker",
-    )
+    assert splits.notes == (f"in {folder} itself, in no speaker's folder: 1 recording, counted as one more speaker",)
 
 
 def test_label_files_that_are_no_text_are_named(tmp_path):
@@ -383,9 +381,9 @@ def test_label_files_that_are_no_text_are_named(tmp_path):
     with (tmp_path / "converted_aligned_phones.txt").open("ab") as file:
         file.write(b"\xff\xfe 1 2 3\n")
     splits = opened(tmp_path)
-    assert any("something else than whole numbers" in note for note in splits.notes)
+    assert any("something other than whole numbers" in note for note in splits.notes)
     (tmp_path / "train_split.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DamagedData, match=r"train_split\.txt is no list of utterances"):
+    with pytest.raises(DamagedData, match=r"train_split\.txt is not a list of utterances"):
         opened(tmp_path)
 
 

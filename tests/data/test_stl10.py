@@ -199,7 +199,7 @@ def test_missing_files_are_listed_with_both_ways_to_get_them(data: Path) -> None
 def test_without_a_folder() -> None:
     with pytest.raises(UsageError, match=r"no --data-dir was given.*--download --data-dir DIR"):
         open_(None)
-    with pytest.raises(UsageError, match="say whereto with --data-dir DIR"):
+    with pytest.raises(UsageError, match="name a folder with --data-dir DIR"):
         open_(None, download=True)
 
 

@@ -85,7 +85,7 @@ class Returns(nn.Module):
 
 
 def test_what_cannot_be_a_module_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match=r"module 2 \(Linear\) fails on what it would read, \(batch, 5\)"):
+    with pytest.raises(UsageError, match=r"module 2 \(Linear\) fails on its input, \(batch, 5\)"):
         plain_modules([nn.Linear(3, 5), nn.Linear(4, 5)], torch.zeros(3))
     with pytest.raises(UsageError, match=r"module 1 \(Returns\) returns \{'a': "):
         plain_modules([Returns(lambda x: {"a": x})], torch.zeros(3))
