@@ -110,7 +110,7 @@ def test_a_server_without_ranges_sends_it_all_again(tmp_path: Path, serve: Any) 
 def test_a_wrong_file_is_refused_and_removed(tmp_path: Path, serve: Any) -> None:
     server = serve(CONTENT[:-1] + b"?")
 
-    with pytest.raises(DamagedData, match=r"its sha256 is \w{64}, and it should be \w{64}"):
+    with pytest.raises(DamagedData, match=r"its sha256 is \w{64}, but it should be \w{64}"):
         fetch(archive_of(server), tmp_path, SILENT, no_wait)
     assert list(tmp_path.iterdir()) == []
 

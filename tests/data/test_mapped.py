@@ -118,7 +118,7 @@ def test_the_manifest_changes_with_the_content() -> None:
 
 
 def test_what_cannot_be_read_is_refused_in_one_line() -> None:
-    with pytest.raises(UsageError, match="a tuple of 3, and this takes"):
+    with pytest.raises(UsageError, match="a tuple of 3, but this takes"):
         MappedSplit([(1.0, 2.0, 3.0)], "train", 0)
     with pytest.raises(UsageError, match="dict with 2 inputs \\(left, right\\)"):
         MappedSplit([{"left": torch.zeros(2), "right": torch.zeros(2)}], "train", 0)

@@ -127,7 +127,7 @@ def test_without_a_place_to_remember_it_is_said(files: list[Path], monkeypatch: 
             notes.append(text)
 
     assert len(list(look_through(files, "tests", Looker(), Listener(), "look", "files"))) == 3
-    assert "look at all of these files again" in notes[0]
+    assert "read all of these files again" in notes[0]
 
 
 def test_recordings_and_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
