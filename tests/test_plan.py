@@ -158,7 +158,7 @@ def test_a_batch_larger_than_the_dataset_is_refused_before_anything_is_predicted
     asked = ["plan", "--recipe", RECIPE, "--device", "cpu", "--set", "training.batch_size=100000"]
     refused = CliRunner().invoke(main, asked, catch_exceptions=False)
     assert refused.exit_code == 2
-    assert "training.batch_size is 100000 and there are 101 training samples: choose 101 or fewer" in refused.stderr
+    assert "batch_size is 100000, but there are only 101 training samples: choose 101 or fewer" in refused.stderr
 
 
 def test_the_command(tmp_path, monkeypatch) -> None:
