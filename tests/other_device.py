@@ -9,7 +9,7 @@ own: autograd runs on the thread that calls it, and nothing is registered that w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
 OTHER = torch.device("lazy", 0)
 HOST = torch.device("cpu")
@@ -25,6 +24,8 @@ HOST = torch.device("cpu")
 _aten = torch.ops.aten
 CROSSES = {_aten.copy_.default, _aten._to_copy.default}
 """Operations that move numbers between devices."""
+READS = {_aten._local_scalar_dense.default, _aten.equal.default}
+"""Operations that give the host a number."""
 INDEXES = {_aten.index.Tensor, _aten.index_put.default, _aten.index_put_.default, _aten._unsafe_index_put.default}
 """On CUDA, too, indices may be on the host."""
 COMPUTES = {
@@ -83,15 +84,14 @@ class OtherDevice(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        named = dict(kwargs or {})
-        there = any(isinstance(leaf, OtherTensor) for leaf in tree_leaves((args, named)))
-        if func in COMPUTES and not there and not any(leaf.is_meta for leaf in _tensors((args, named))):
+        given = _tensors((*args, *(kwargs or {}).values()))
+        there = any(isinstance(tensor, OtherTensor) for tensor in given)
+        if func in COMPUTES and not there and not given[0].is_meta:
             raise WrongDevice(f"{func} on the host, beside a device that should do it")
-        result = _compute(func, args, named)
-        if there and not any(isinstance(leaf, OtherTensor) for leaf in tree_leaves(result)):
-            if func in CROSSES or func is _aten._local_scalar_dense.default or func is _aten.equal.default:
-                self.to_host.append(str(func))
-        elif func in CROSSES and any(not isinstance(leaf, OtherTensor) for leaf in _tensors(args)):
+        result = _compute(func, args, dict(kwargs or {}))
+        if there and (func in CROSSES or func in READS) and not isinstance(result, OtherTensor):
+            self.to_host.append(str(func))
+        elif func in CROSSES and isinstance(result, OtherTensor) and not all(isinstance(t, OtherTensor) for t in given):
             self.to_device += 1
         return result
 
@@ -108,26 +108,37 @@ def _autocast(kind: str, dtype: torch.dtype, enabled: bool) -> AbstractContextMa
     return nullcontext()
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, Tensor)]
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """Those among an operation's arguments, which no operation nests deeper than in a list."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += [leaf for leaf in value if isinstance(leaf, Tensor)]
+    return found
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    return type(value)(map(change, value)) if type(value) in (list, tuple) else change(value)
 
 
 def _compute(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    there = any(isinstance(tensor, OtherTensor) for tensor in _tensors((*args, *kwargs.values())))
     asked = kwargs.get("device")
-    asked = None if asked is None else torch.device(asked)
-    before = _tensors((args, kwargs))
-    there = any(isinstance(leaf, OtherTensor) for leaf in before)
-    if there and func not in CROSSES:
-        _require_one_device(func, args, kwargs)
-    if asked is not None and asked.type == OTHER.type:
-        kwargs = {**kwargs, "device": HOST}
-    found = func(*tree_map(_held, args), **tree_map(_held, kwargs))
-    stays = there if asked is None else asked.type == OTHER.type
+    stays = there if asked is None else torch.device(asked).type == OTHER.type
+    if stays and asked is not None:
+        kwargs["device"] = HOST
     if func is _aten.copy_.default:
         stays = isinstance(args[0], OtherTensor)
+    elif there and func is not _aten._to_copy.default:
+        _require_one_device(func, args, kwargs)
+    found = func(
+        *(_mapped(_held, arg) for arg in args), **{name: _mapped(_held, value) for name, value in kwargs.items()}
+    )
     if not stays:
-        return found if not there or func is not _aten.copy_.default else args[0]
-    wrapped = tree_map(lambda leaf: OtherTensor(leaf) if isinstance(leaf, Tensor) else leaf, found)
+        return args[0] if there and func is _aten.copy_.default else found
+    wrapped = _mapped(lambda leaf: OtherTensor(leaf) if isinstance(leaf, Tensor) else leaf, found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
 
 
@@ -136,8 +147,9 @@ def _held(leaf: Any) -> Any:
 
 
 def _require_one_device(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    mixing = args[:1] + args[2:] if func in INDEXES else args
-    strays = [leaf for leaf in _tensors((mixing, kwargs)) if not isinstance(leaf, OtherTensor) and leaf.dim() > 0]
-    if strays:
-        shape = tuple(strays[0].shape)
-        raise WrongDevice(f"{func}: expected all tensors on {OTHER}, and one of shape {shape} is on {strays[0].device}")
+    mixing = (*args[:1], *args[2:]) if func in INDEXES else args
+    for tensor in _tensors((*mixing, *kwargs.values())):
+        if not isinstance(tensor, OtherTensor) and tensor.dim() > 0:
+            raise WrongDevice(
+                f"{func}: expected all tensors on {OTHER}, and one of shape {tuple(tensor.shape)} is on {tensor.device}"
+            )
