@@ -73,7 +73,7 @@ def test_advice_is_given_once(tmp_path: Path) -> None:
     shard.write_bytes(b"")
     damaged = call("stage", "2")
     assert damaged.exit_code == 65
-    assert damaged.stderr.count("epair") == 1
+    assert damaged.stderr.count("--repair") == 1
 
 
 @pytest.mark.parametrize(
