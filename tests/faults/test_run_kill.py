@@ -68,7 +68,7 @@ def told(outcome: Outcome, number: int) -> str:
         assert outcome.code in (-number, 0), outcome
         return f"{name}: killed" if outcome.code else f"{name}: had ended"
     if outcome.code == 75:
-        assert "goes on" in outcome.output, outcome
+        assert "resume" in outcome.output, outcome
         return f"{name}: exit 75"
     if outcome.code == 0:
         return f"{name}: had ended"
