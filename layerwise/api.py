@@ -105,7 +105,8 @@ def describe(
         views: augmentations of each sample that the loss compares, drawn by the dataset's own transforms. The loss then
             gets representations (B, views, C, *positions).
         feed: "recompute" passes the data through the frozen modules in every epoch, instead of reading a cache.
-        schedule: "simultaneous" trains all modules in each step.
+        schedule: "simultaneous" trains all modules in each step; "pipelined" likewise, and under torchrun each process
+            has some of the modules.
         cache: the dtype in which outputs are stored.
         workers: processes that read samples.
         version: another one begins anew where data or code changed and no digest can see it.

@@ -45,7 +45,10 @@ class NotReady(LayerwiseError):
 
 
 class Diverged(LayerwiseError):
-    pass
+    def __init__(self, message: str, module: int | None = None, loss: float = float("nan")) -> None:
+        """`module`: whose `loss` it is, if it is one module's."""
+        super().__init__(message)
+        self.module, self.loss = module, loss
 
 
 class DamagedData(LayerwiseError):

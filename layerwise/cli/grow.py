@@ -11,6 +11,7 @@ from layerwise.cli.command import Command, Number
 from layerwise.cli.common import setup_for
 from layerwise.cli.options import DATA, MEMORY, RUN, Options, options
 from layerwise.cli.outcome import emit
+from layerwise.settings.choices import TOGETHER
 
 
 @click.command(cls=Command, name="grow")
@@ -72,7 +73,7 @@ def command(channels: int | None, blocks: int, stride: int, options: Options) ->
                 "--channels, or a --stride"
             )
         groups = json.dumps([group.model_dump() for group in taller.groups])
-    together = depth if recipe.schedule == "simultaneous" and recipe.together is None else None
+    together = depth if recipe.schedule in TOGETHER and recipe.together is None else None
     grown = dataclasses.replace(options.override(**{"network.groups": groups, "together": together}), run_dir=folder)
     with setup_for(grown, purpose="grow") as setup:
         from layerwise.pipeline.caching import write_cache

@@ -102,7 +102,8 @@ DECLARED: dict[str, tuple[str, dict[str, Any]]] = {
         {
             "type": click.Choice(get_args(ScheduleName)),
             "metavar": "SCHEDULE",
-            "help": "iterative: one module after another; simultaneous: all in each step. Default: as in the recipe.",
+            "help": "iterative: one module after another; simultaneous: all in each step; pipelined: likewise, with "
+            "consecutive modules in different processes. Default: as in the recipe.",
         },
     ),
     "feed": (

@@ -59,7 +59,7 @@ def stage_part(setup: Setup, number: int) -> dict[str, Any]:
     number, manifest = group[-1], setup.facts.manifest
     identity: dict[str, Any] = {
         "format": FORMAT,
-        "schedule": recipe.schedule if group[0] == 1 else "iterative",
+        "schedule": _schedule(recipe) if group[0] == 1 else "iterative",
         "module": number,
         "seed": recipe.seed,
         "dataset": recipe.dataset.identity(of_stages=True),
@@ -79,6 +79,11 @@ def stage_part(setup: Setup, number: int) -> dict[str, Any]:
         if recipe.feed == "cache" and _in_windows(setup, number - 1):
             identity["inputs"]["order"] = "in windows"
     return identity
+
+
+def _schedule(recipe: Recipe) -> str:
+    """The schedule of the first modules; a pipeline gives the numbers of training them together in one process."""
+    return "simultaneous" if recipe.schedule == "pipelined" else recipe.schedule
 
 
 def _own_settings(recipe: Recipe, number: int) -> dict[str, Any]:

@@ -24,23 +24,27 @@ from layerwise.pipeline.setup import Setup
 from layerwise.training.feeds import ALL, HOST, CacheFeed, DatasetFeed, Feed, RecomputeFeed
 
 
-def stage_inputs(setup: Setup, number: int) -> Feed:
+def stage_inputs(setup: Setup, number: int, part: slice | None = None) -> Feed:
     """What stage `number` reads: the dataset for the first, else the cache below it, or the frozen modules themselves.
+
+    Args:
+        part: which samples of each training batch are read; None: this process's share among all.
 
     Raises:
         NotReady: a module below is not frozen, or its cache is not there, with the command that mends it.
     """
+    part = setup.part if part is None else part
     if number == 1:
         return DatasetFeed(
             setup.splits,
             setup.recipe.training.batch_size,
             setup.order_seed(1),
             together=setup.recipe.views_of(1),
-            part=setup.part,
+            part=part,
         )
     require_stages(setup, number - 1)
     read = cached_inputs if setup.recipe.feed == "cache" else _recomputed
-    return read(setup, number, setup.recipe.views_of(number), setup.part)
+    return read(setup, number, setup.recipe.views_of(number), part)
 
 
 def nearest_inputs(setup: Setup, number: int, splits: Collection[str]) -> Feed:

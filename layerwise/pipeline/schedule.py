@@ -1,16 +1,21 @@
-"""In which order modules are trained: one after another, or all in each step."""
+"""In which order modules are trained: one after another, or all in each step, by one process or as a pipeline."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any
 
+import torch
+
 from layerwise import memory
 from layerwise.errors import NotReady, Unpredictable
 from layerwise.files.storage import remove_file
 from layerwise.pipeline.caching import write_cache
+from layerwise.pipeline.dealing import deal as deal_out
+from layerwise.pipeline.dealing import module_seconds
 from layerwise.pipeline.expected import note_expected
 from layerwise.pipeline.frozen import (
     finished,
@@ -33,12 +38,16 @@ from layerwise.recipe.overrides import for_stage
 from layerwise.recipe.recipe import Recipe
 from layerwise.seeding import derive_seed
 from layerwise.settings.units import size
-from layerwise.training.checkpoint import drop_checkpoint, keep_checkpoint
-from layerwise.training.feeds import Feed
+from layerwise.training.checkpoint import drop_checkpoint, keep_checkpoint, load_checkpoint
+from layerwise.training.feeds import ALL, HOST, Feed
 from layerwise.training.noise import NoisyFeed
+from layerwise.training.pipe import DEPTH, Deal, HandedFeed, Pipe
+from layerwise.training.ranks import Ranks
 from layerwise.training.stage import train
-from layerwise.training.step import Learner
+from layerwise.training.step import Arithmetic, Learner, require_separable
 from layerwise.training.threads import threads_restored
+
+META = torch.device("meta")
 
 
 @holds("stage")
@@ -93,7 +102,8 @@ def run_together(setup: Setup, *, fresh: bool = False) -> list[dict[str, Any]]:
     numbers = setup.group(1)
     done = [] if fresh else [finished(setup, number) for number in numbers]
     if not done or None in done:
-        _train_and_freeze(setup, numbers, stage_inputs(setup, 1), fresh)
+        part = ALL if _is_pipeline(setup, numbers) else None
+        _train_and_freeze(setup, numbers, stage_inputs(setup, 1, part), fresh)
     else:
         setup.progress.note(f"modules 1-{numbers[-1]} are already trained and frozen")
     return [require_stage(setup, number) for number in numbers]
@@ -105,10 +115,14 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
         recipe = for_stage(recipe, numbers[0])
     note_expected(setup)
     title = f"module {numbers[0]}" if len(numbers) == 1 else f"modules {numbers[0]}-{numbers[-1]} together"
-    fit = _fit(setup, recipe, numbers, title)
+    deal = _deal(setup, recipe, numbers)
+    fit = _fit(setup, recipe, numbers, title) if deal is None else _fit_of_pipe(setup, recipe, deal)
     fitted = recipe if fit is None else fit.applied(recipe)
     steps = feed.samples // recipe.training.batch_size
-    learners = _learners(setup, fitted, numbers, steps)
+    if deal is not None:
+        _require_possible(setup, fitted, deal)
+    own = numbers if deal is None else deal.modules[deal.position(setup.ranks.rank)]
+    learners, others = _learners(setup, fitted, numbers, own, steps, setup.device)
     made_from = stage_identity(setup, numbers[-1])
     before = None if fresh else frozen_weights(setup, numbers)
     if fresh:  # only now that nothing stands in the way of training anew
@@ -117,7 +131,14 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             remove_file(setup.run.stage(number) / "stage.json")
     budget, batch_size = recipe.training.max_memory, recipe.training.batch_size
     setup.progress.begin(title, recipe.training.epochs * steps, "updates")
-    setup.ranks.told({"do": "train", "numbers": list(numbers), "micro_batch": fitted.training.micro_batch})
+    job = {"numbers": list(numbers), "deal": None if deal is None else asdict(deal)}
+    how = {name: getattr(fitted.training, name) for name in ("micro_batch", "checkpointing")}
+    setup.ranks.told({"do": "train", **job, "how": how})
+    pipe = Pipe(setup.ranks, numbers, deal)
+    arithmetic = _arithmetic(setup, fitted, pipe)
+    if deal is not None:
+        feed.close()
+        feed = _piped(setup, pipe, arithmetic)
     with (
         closing(feed),
         memory.peak(setup.device, fit) as peak,
@@ -129,15 +150,21 @@ def _train_and_freeze(setup: Setup, numbers: Sequence[int], feed: Feed, fresh: b
             learners,
             feed,
             recipe.training,
-            replace(setup.arithmetic, micro_batch=fitted.training.micro_batch),
+            arithmetic,
             folder,
             made_from,
             setup.progress,
             setup.should_stop,
             lambda: memory.check_first_step(setup.device, fit, budget, title),
             setup.measure_threads,
+            pipe,
+            others,
         )
     setup.progress.end()
+    if deal is not None:
+        _take_largest(peak, setup.ranks)
+        learners, _ = _learners(setup, fitted, numbers, numbers, steps, HOST)
+        load_checkpoint(folder, learners, made_from, best=recipe.training.keep == "best")
     known = {
         name: value for name in ("allocated", "reserved", "predicted") if (value := getattr(peak, name)) is not None
     }
@@ -174,26 +201,112 @@ def help_to_train(setup: Setup, job: Mapping[str, Any]) -> None:
     numbers, recipe = job["numbers"], setup.recipe
     if len(numbers) == 1:
         recipe = for_stage(recipe, numbers[0])
-    with closing(_noisy(setup, numbers[0], stage_inputs(setup, numbers[0]))) as feed, threads_restored():
+    recipe = recipe.model_copy(update={"training": recipe.training.model_copy(update=job["how"])})
+    pipe = Pipe(setup.ranks, numbers, None if job["deal"] is None else Deal(**job["deal"]))
+    arithmetic = _arithmetic(setup, recipe, pipe)
+    if job["deal"] is None:
+        feed = _noisy(setup, numbers[0], stage_inputs(setup, numbers[0]))
+    else:
+        feed = _piped(setup, pipe, arithmetic)
+    steps = feed.samples // recipe.training.batch_size
+    learners, others = _learners(setup, recipe, numbers, pipe.own, steps, setup.device)
+    with closing(feed), memory.peak(setup.device) as peak, threads_restored():
         train(
-            _learners(setup, recipe, numbers, feed.samples // recipe.training.batch_size),
+            learners,
             feed,
             recipe.training,
-            replace(setup.arithmetic, micro_batch=job["micro_batch"]),
+            arithmetic,
             setup.run.training(numbers),
             stage_identity(setup, numbers[-1]),
             SILENT,
             setup.should_stop,
             measure_threads=setup.measure_threads,
+            pipe=pipe,
+            others=others,
         )
+    if job["deal"] is not None:
+        _take_largest(peak, setup.ranks)
 
 
-def _learners(setup: Setup, recipe: Recipe, numbers: Sequence[int], steps: int) -> list[Learner]:
-    modules, facts = setup.untrained(), setup.facts  # of which the prefix and the suffix have no part in this stage
-    return [
-        make_learner(recipe, number, modules[number - 1], facts.sample_shape, facts.classes, setup.device, steps)
-        for number in numbers
+def _is_pipeline(setup: Setup, numbers: Sequence[int]) -> bool:
+    return setup.recipe.schedule == "pipelined" and len(numbers) > 1 and not setup.ranks.alone
+
+
+def _deal(setup: Setup, recipe: Recipe, numbers: Sequence[int]) -> Deal | None:
+    """How a pipeline divides these modules among the processes; None where they are trained without one."""
+    if not _is_pipeline(setup, numbers):
+        if recipe.schedule == "pipelined" and len(numbers) > 1:
+            setup.progress.note("one process trains all modules in each step; start several with torchrun")
+        return None
+    with threads_restored():
+        seconds = module_seconds(setup, recipe, numbers)
+    found, share = deal_out(numbers, seconds, setup.ranks.world), sum(seconds) / 100
+    parts = [
+        f"{'-'.join(map(str, sorted({own[0], own[-1]})))} "
+        f"({f'{count} processes, ' if count > 1 else ''}"
+        f"{sum(seconds[numbers.index(number)] for number in own) / share:.0f} %)"
+        for own, count in zip(found.modules, found.processes, strict=True)
     ]
+    setup.progress.note(
+        f"pipeline over {setup.ranks.world} processes, modules: {', '.join(parts)} of the measured time"
+    )
+    return found
+
+
+def _require_possible(setup: Setup, recipe: Recipe, deal: Deal) -> None:
+    """
+    Raises:
+        RecipeError: a batch is too small for the processes of a position, or a module couples samples and a batch would
+            not go through whole.
+    """
+    modules, batch_size = setup.untrained(), recipe.training.batch_size
+    for own, count in zip(deal.modules, deal.processes, strict=True):
+        arithmetic = replace(setup.arithmetic, micro_batch=recipe.training.micro_batch, ranks=Ranks(0, count))
+        arithmetic.part(batch_size)
+        if count > 1 or len(arithmetic.slices(batch_size)) > 1:
+            require_separable({number: modules[number - 1] for number in own}, arithmetic)
+
+
+def _arithmetic(setup: Setup, recipe: Recipe, pipe: Pipe) -> Arithmetic:
+    return replace(setup.arithmetic, micro_batch=recipe.training.micro_batch, ranks=pipe.ranks)
+
+
+def _piped(setup: Setup, pipe: Pipe, arithmetic: Arithmetic) -> Feed:
+    """What this position of a pipeline reads."""
+    batch_size = setup.recipe.training.batch_size
+    if not pipe.before:
+        return stage_inputs(setup, 1, ALL if pipe.ranks.alone else arithmetic.part(batch_size))
+    facts, views = setup.facts, setup.recipe.views_of(pipe.own[0])
+    ragged = "validation" in facts.lengths
+    return HandedFeed(pipe, arithmetic, batch_size, facts.sizes, ragged=ragged, views=views)
+
+
+def _take_largest(peak: memory.Peak, ranks: Ranks) -> None:
+    """Of what the processes measured."""
+    for name in ("allocated", "reserved"):
+        (most,) = ranks.largest([getattr(peak, name) or 0])
+        if most:
+            setattr(peak, name, int(most))
+
+
+def _learners(
+    setup: Setup, recipe: Recipe, numbers: Sequence[int], own: Sequence[int], steps: int, device: torch.device
+) -> tuple[list[Learner], list[Learner]]:
+    """`own` ones of these numbers on the device, and the others without memory for their weights."""
+    modules, facts = setup.untrained(), setup.facts  # of which the prefix and the suffix have no part in this stage
+    made = {
+        number: make_learner(
+            recipe,
+            number,
+            modules[number - 1],
+            facts.sample_shape,
+            facts.classes,
+            device if number in own else META,
+            steps,
+        )
+        for number in numbers
+    }
+    return [made.pop(number) for number in own], list(made.values())
 
 
 def _fit(setup: Setup, recipe: Recipe, numbers: Sequence[int], title: str) -> memory.Fit | None:
@@ -215,6 +328,42 @@ def _fit(setup: Setup, recipe: Recipe, numbers: Sequence[int], title: str) -> me
         taken, allowed = size(fit.footprint.peak), size(training.max_memory)
         setup.progress.note(f"{title}: {fit} (batch {training.batch_size}), {taken} of {allowed} (predicted)")
     return fit
+
+
+def _fit_of_pipe(setup: Setup, recipe: Recipe, deal: Deal) -> memory.Fit | None:
+    """How every position goes through its batches, so that each stays within the budget, and what the largest takes.
+
+    Raises:
+        WillNotFit: a position takes more than the budget, whatever the micro-batch.
+    """
+    found = []
+    for own in deal.modules:
+        handed, budget = recipe, recipe.training.max_memory
+        if own[0] > 1:  # its inputs come as they are, and the modules before it are elsewhere
+            exact = recipe.cache.model_copy(update={"dtype": "float32"})
+            handed = recipe.model_copy(update={"feed": "cache", "cache": exact})
+        if budget is not None and setup.device.type == "cpu":
+            budget = max(1, budget - _on_their_way(setup, recipe, own, deal))
+        training = recipe.training.model_copy(update={"max_memory": budget})
+        title = f"module {own[0]}" if len(own) == 1 else f"modules {own[0]}-{own[-1]}"
+        one = _fit(setup, handed.model_copy(update={"training": training}), own, title)
+        if one is None:
+            return None
+        found.append(one)
+    sizes = [one.micro_batch for one in found if one.micro_batch is not None]
+    most = max((one.footprint for one in found), key=lambda footprint: footprint.peak)
+    return memory.Fit(min(sizes, default=None), most, any(one.checkpointing for one in found))
+
+
+def _on_their_way(setup: Setup, recipe: Recipe, own: Sequence[int], deal: Deal) -> int:
+    """Bytes of the host's memory for batches that come and go: what waits beside the one that is in use."""
+
+    def of_batch(number: int) -> int:
+        return 4 * recipe.training.batch_size * recipe.views_of(number) * math.prod(setup.output_shapes[number - 1])
+
+    before = (DEPTH - 1) * of_batch(own[0] - 1) if own[0] > 1 else 0
+    behind = DEPTH * of_batch(own[-1]) if own is not deal.modules[-1] else 0
+    return before + behind
 
 
 @holds("run")

@@ -23,6 +23,7 @@ from layerwise.errors import RecipeError
 from layerwise.recipe.overrides import IN_STAGES, apply_overrides, explain, for_stage, listed, nearest, shown
 from layerwise.recipe.recipe import Recipe
 from layerwise.settings.base import Settings
+from layerwise.settings.choices import TOGETHER
 from layerwise.settings.sources import RECIPE_MODULE, local_files
 
 
@@ -109,7 +110,7 @@ def require_heeded(recipe: Recipe) -> None:
     """
     from layerwise.nets.merged import Merged
 
-    together, noise = recipe.schedule == "simultaneous", recipe.training.noise
+    together, noise = recipe.schedule in TOGETHER, recipe.training.noise
     if noise > 0 and (isinstance(recipe.network, Merged) or recipe.method == "random"):
         how = "trains nothing" if recipe.method == "random" else "trains the network end to end, as one module"
         raise RecipeError(

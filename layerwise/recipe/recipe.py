@@ -13,7 +13,7 @@ from layerwise.errors import RecipeError
 from layerwise.nets.settings import NetworkSettings
 from layerwise.objectives.settings import ObjectiveSettings
 from layerwise.settings.base import MOST_LAYERS, Settings
-from layerwise.settings.choices import FeedName, MethodName, ScheduleName
+from layerwise.settings.choices import TOGETHER, FeedName, MethodName, ScheduleName
 from layerwise.settings.training import CacheSettings, Optimiser, Probe, SpeechProbes, Training
 
 
@@ -40,13 +40,17 @@ class Recipe(Settings):
         "gim", description="how the network is trained; every method but gim changes other fields too"
     )
     scale: float = Field(1.0, gt=0, le=1, description="below 1: fewer samples, epochs and channels, for a quick trial")
-    schedule: ScheduleName = Field("iterative", description="one module after another, or all in each step")
+    schedule: ScheduleName = Field(
+        "iterative",
+        description="one module after another; all in each step; or pipelined: all in each step, with consecutive "
+        "modules in different processes",
+    )
     together: int | None = Field(
         None,
         ge=1,
         le=MOST_LAYERS,
-        description="with the simultaneous schedule: modules 1 to this one train together, and those above one after "
-        "another; null: all together",
+        description="with the schedules simultaneous and pipelined: modules 1 to this one train together, and those "
+        "above one after another; null: all together",
     )
     feed: FeedName = Field(
         "cache",
@@ -77,6 +81,6 @@ class Recipe(Settings):
                 f"take it back with --set stages.{most}=null"
             )
         together = 1
-        if self.schedule == "simultaneous":
+        if self.schedule in TOGETHER:
             together = depth if self.together is None else min(self.together, depth)
         return [tuple(range(1, together + 1)), *((number,) for number in range(together + 1, depth + 1))]

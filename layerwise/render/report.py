@@ -16,6 +16,7 @@ from layerwise.files.storage import write_file, write_json
 from layerwise.render.charts import Frame, axes, line, svg, text, ticks
 from layerwise.render.memory import COLOURS, timeline_plot
 from layerwise.render.units import duration, size, unit_of_bytes
+from layerwise.settings.choices import TOGETHER
 from layerwise.settings.units import counted
 
 STYLE = """
@@ -200,7 +201,7 @@ def _lost(results: Mapping[str, Any]) -> list[str]:
 
 
 def _schedule(recipe: Mapping[str, Any]) -> str:
-    return "all modules in each step" if recipe["schedule"] == "simultaneous" else "one module after another"
+    return "all modules in each step" if recipe["schedule"] in TOGETHER else "one module after another"
 
 
 def _network(results: Mapping[str, Any]) -> str:

@@ -25,6 +25,7 @@ from layerwise.training.optimisers import state_forms
 from layerwise.training.step import Learner
 
 RECORD = "checkpoint.json"
+NOTHING: Mapping[str, Tensor] = {}
 
 
 def save_checkpoint(
@@ -34,12 +35,17 @@ def save_checkpoint(
     place: Mapping[str, Any],
     *,
     best: bool = False,
+    others: Mapping[str, Tensor] = NOTHING,
 ) -> None:
-    """Replace the checkpoint; with `best`, these weights are also those that freezing will take."""
+    """Replace the checkpoint; with `best`, these weights are also those that freezing will take.
+
+    Args:
+        others: `state` of the learners that other processes train.
+    """
     record = read_record(folder / RECORD, CHECKPOINT)
     # Every place has a name of its own: the file that the standing record names is never written over.
     name = f"checkpoint-{place['step']}-{place['epoch']}.safetensors"
-    latest: TensorsRecord = {"file": name, "sha256": save_tensors(folder / name, _state(learners))}
+    latest: TensorsRecord = {"file": name, "sha256": save_tensors(folder / name, {**state(learners), **others})}
     files = {"latest": latest, "best": latest if best or record is None else record["files"]["best"]}
     write_json(folder / RECORD, {"made_from": made_from, "place": place, "files": files})
     _drop_tensors(folder, {entry["file"] for entry in files.values()})
@@ -54,9 +60,17 @@ def _drop_tensors(folder: Path, kept: Collection[str] = ()) -> None:
 
 
 def load_checkpoint(
-    folder: Path, learners: Sequence[Learner], made_from: Mapping[str, Any], *, best: bool = False
+    folder: Path,
+    learners: Sequence[Learner],
+    made_from: Mapping[str, Any],
+    *,
+    best: bool = False,
+    others: Sequence[Learner] = (),
 ) -> dict[str, Any] | None:
     """Put the saved state into the learners and return the place, or None where there is no checkpoint.
+
+    Args:
+        others: learners that other processes train, of whose state only the names and forms are checked.
 
     Raises:
         NotReady: the checkpoint was made with other settings.
@@ -71,10 +85,11 @@ def load_checkpoint(
             "Go back to those settings, choose another --run-dir, or add --fresh to start over."
         )
     place = record["place"]
-    if len(place["sums"]) not in (0, len(learners)):
+    count = len(learners) + len(others)
+    if len(place["sums"]) not in (0, count):
         raise DamagedData(
-            f"{folder / RECORD} is damaged: it holds the losses of {len(place['sums'])} modules, and {len(learners)} "
-            "are trained. Delete it to train again."
+            f"{folder / RECORD} is damaged: it holds the losses of {len(place['sums'])} modules, and {count} are "
+            "trained. Delete it to train again."
         )
     asked = made_from.get("training", {}).get("epochs")
     if asked is not None and not best and place["epoch"] + (place["batch"] > 0) > asked:
@@ -83,7 +98,7 @@ def load_checkpoint(
             f"training.epochs is {asked}: ask for more, choose another --run-dir, or add --fresh to start over."
         )
     entry = record["files"]["best"] if best else record["files"]["latest"]
-    _restore(learners, folder / entry["file"], entry["sha256"])
+    _restore(learners, others, folder / entry["file"], entry["sha256"])
     return {**place}
 
 
@@ -133,7 +148,8 @@ def _weights(learners: Sequence[Learner]) -> dict[str, Tensor]:
     }
 
 
-def _state(learners: Sequence[Learner]) -> dict[str, Tensor]:
+def state(learners: Sequence[Learner]) -> dict[str, Tensor]:
+    """All that a checkpoint holds of learners: weights, buffers, and what their optimisers keep."""
     tensors = _weights(learners)
     for learner in learners:
         for index, values in learner.optimiser.state_dict()["state"].items():
@@ -143,15 +159,15 @@ def _state(learners: Sequence[Learner]) -> dict[str, Tensor]:
     return tensors
 
 
-def _restore(learners: Sequence[Learner], path: Path, sha256: str) -> None:
-    forms = {learner.number: state_forms(learner.optimiser) for learner in learners}
+def _restore(learners: Sequence[Learner], others: Sequence[Learner], path: Path, sha256: str) -> None:
+    forms = {learner.number: state_forms(learner.optimiser) for learner in (*learners, *others)}
     kept = {
         f"{number}.optimiser.{index}.{name}": form
         for number, of_weights in forms.items()
         for index, fields in of_weights.items()
         for name, form in fields.items()
     }
-    tensors = load_tensors(path, sha256, _weights(learners), kept)
+    tensors = load_tensors(path, sha256, _weights((*learners, *others)), kept)
     for learner in learners:
         for part in ("module", "objective"):
             prefix = f"{learner.number}.{part}."

@@ -47,6 +47,8 @@ class Ranks:
     store: Store | None = field(default=None, compare=False)
     handed_out: list[int] = field(default_factory=lambda: [0], compare=False)
     """How many values `told` has passed on."""
+    group: dist.ProcessGroup | None = field(default=None, compare=False)
+    """Of collectives; None: all processes."""
 
     @property
     def alone(self) -> bool:
@@ -66,8 +68,8 @@ class Ranks:
         rows = part.detach().contiguous()
         found = torch.zeros((total, *rows.shape[1:]), dtype=rows.dtype, device=rows.device)
         found[begin : begin + len(rows)] = rows
-        with _lost_is_told():
-            dist.all_reduce(found.view(-1).view(torch.uint8))
+        with lost_is_told():
+            dist.all_reduce(found.view(-1).view(torch.uint8), group=self.group)
         return found
 
     def summed(self, values: Sequence[float]) -> list[float]:
@@ -75,8 +77,17 @@ class Ranks:
         if self.alone:
             return list(values)
         found = torch.tensor(values, dtype=torch.float64)
-        with _lost_is_told():
-            dist.all_reduce(found)
+        with lost_is_told():
+            dist.all_reduce(found, group=self.group)
+        return found.tolist()
+
+    def largest(self, values: Sequence[float]) -> list[float]:
+        """The largest of each value over the processes."""
+        if self.alone:
+            return list(values)
+        found = torch.tensor(values, dtype=torch.float64)
+        with lost_is_told():
+            dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
         return found.tolist()
 
     def any(self, flag: bool) -> bool:
@@ -94,15 +105,15 @@ class Ranks:
         for weight in trained:
             if weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
-        with _lost_is_told():
-            works = [dist.all_reduce(has, async_op=True)]
+        with lost_is_told():
+            works = [dist.all_reduce(has, group=self.group, async_op=True)]
             flat = []
             for some in _buckets(trained):
                 flat.append((some, torch.cat([weight.grad.flatten() for weight in some])))  # type: ignore[union-attr]
-                works.append(dist.all_reduce(flat[-1][1], async_op=True))
+                works.append(dist.all_reduce(flat[-1][1], group=self.group, async_op=True))
 
         def wait() -> float:
-            with _lost_is_told():
+            with lost_is_told():
                 for work in works:
                     work.wait()
             for some, sums in flat:
@@ -119,6 +130,33 @@ class Ranks:
     def wait(self) -> None:
         """Until all processes are here."""
         self.summed([0.0])
+
+    def within(self, parts: Sequence[range]) -> Ranks:
+        """This process among those of its part, of parts that together hold every process once."""
+        self.handed_out[0] += 1
+        mine = ALONE
+        for part in parts:
+            if len(part) == 1:
+                continue
+            group = dist.new_group(list(part), timeout=PATIENCE)  # which every process has to call
+            if self.rank in part:
+                assert self.store is not None
+                assert isinstance(group, dist.ProcessGroup)
+                store = PrefixStore(f"part/{self.handed_out[0]}/{part.start}", self.store)
+                mine = Ranks(self.rank - part.start, len(part), store, group=group)
+        return mine
+
+    def ask(self, question: str) -> None:
+        """Let every process that calls `asked` know."""
+        assert self.store is not None
+        with lost_is_told():
+            self.store.set(question, "1")
+
+    def asked(self, question: str) -> bool:
+        """Whether any process has called `ask`; costs a round trip to the first."""
+        assert self.store is not None
+        with lost_is_told():
+            return self.store.check([question])
 
     def told(self, value: Any) -> Any:
         """What the first process gives (as JSON), in every process, however long it takes."""
@@ -201,7 +239,11 @@ def _buckets(weights: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 
 @contextmanager
-def _lost_is_told() -> Iterator[None]:
+def lost_is_told() -> Iterator[None]:
+    """
+    Raises:
+        ProcessLost: in place of the errors of connections that have ended.
+    """
     try:
         yield
     except RuntimeError as error:  # gloo has no type of its own for a connection that ends

@@ -22,8 +22,9 @@ from layerwise.nets.module import encode
 from layerwise.progress import Progress, Step
 from layerwise.settings.training import Training
 from layerwise.settings.units import counted
-from layerwise.training.checkpoint import load_checkpoint, save_checkpoint
+from layerwise.training.checkpoint import load_checkpoint, save_checkpoint, state
 from layerwise.training.feeds import Batch, Feed
+from layerwise.training.pipe import Pipe
 from layerwise.training.ranks import Ranks
 from layerwise.training.step import Arithmetic, Learner, grouped_loss, require_finite, train_step
 from layerwise.training.threads import best_threads, set_by_user, use_threads
@@ -68,11 +69,15 @@ def train(
     should_stop: Callable[[], bool] = lambda: False,
     after_first_step: Callable[[], None] = lambda: None,
     measure_threads: bool = False,
+    pipe: Pipe | None = None,
+    others: Sequence[Learner] = (),
 ) -> Place:
     """Train until the validation loss no longer falls, and leave the learners with the weights of the best epoch
     (or the last, as `training.keep` says).
 
     Args:
+        pipe: of which these learners are one position; None: they are all that is trained.
+        others: learners of the other positions, of which no weight is looked at.
         measure_threads: choose the number of threads where the training begins on a CPU and the user set none; torch
             keeps it. Otherwise torch's present number is used.
 
@@ -80,50 +85,58 @@ def train(
         StoppedEarly: `should_stop` answered true; all is saved.
         Diverged: a loss was not finite; the last checkpoint stays.
     """
-    ranks = arithmetic.ranks
-    place = Place(**load_checkpoint(folder, learners, made_from) or {})
+    pipe = pipe or Pipe(arithmetic.ranks, [learner.number for learner in learners])
+    ranks, modules = pipe.everyone, pipe.numbers
+    place = Place(**load_checkpoint(folder, learners, made_from, others=others) or {})
     ranks.wait()  # until all have read it, and before the first writes another
-    first_step, modules = place.step, [learner.number for learner in learners]
+    first_step = place.step
     progress.training(modules, first_step, first_step - place.batch)
     if first_step and not place.converged(training):
         numbers = "-".join(map(str, (modules[0], modules[-1])[: len(modules)]))
         where = f"epoch {place.epoch + 1} of {training.epochs}, update {first_step}"
         progress.note(f"{'module' if len(modules) == 1 else 'modules'} {numbers}: resuming at {where}")
-    if ranks.first and (lost := keep_metrics(folder / METRICS, place.epoch, len(learners))):
+    if ranks.first and (lost := keep_metrics(folder / METRICS, place.epoch, len(modules))):
         epochs = ", ".join(map(str, lost[:5])) + (" …" if lost[5:] else "")
         progress.note(f"{folder / METRICS} is damaged: the curves miss epoch {epochs}; the training is intact")
     if arithmetic.device.type == "cpu" and not place.converged(training):
         free = measure_threads and set_by_user() is None
-        if free and place.threads is None and place.step == 0:
+        if free and place.threads is None and place.step == 0 and not others:
             if ranks.first:
                 place.threads = best_threads(learners, feed, training.epochs, arithmetic, progress)
                 save_checkpoint(folder, learners, made_from, asdict(place))  # a second measurement may end otherwise
             place.threads = ranks.told(place.threads)
         place.threads = use_threads(place.threads, progress, fixed=not free)
+    hand_on = pipe.handing_on(arithmetic, training.batch_size)
     while not place.converged(training):
         began = time.perf_counter()
         for batch in feed.shuffled(place.epoch, start=place.batch):
-            losses = train_step(learners, batch, place.step, arithmetic)
+            with pipe.divergence_told(place.step):
+                losses = train_step(learners, batch, place.step, arithmetic, hand_on)
+            losses = pipe.losses(place.step, losses)
             if place.step == first_step:
                 after_first_step()
             place.sums = [total + loss for total, loss in zip(place.sums or [0.0] * len(losses), losses, strict=True)]
             place.step, place.batch = place.step + 1, place.batch + 1
             progress.step(Step(modules, place.step, place.epoch + 1, losses, batch.total))
-            stop = ranks.any(should_stop())
-            if ranks.first and (stop or place.step % training.checkpoint_every == 0):
-                progress.flush()
-                place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()
-                save_checkpoint(folder, learners, made_from, asdict(place))
+            stop = pipe.stops(should_stop())
+            if stop or place.step % training.checkpoint_every == 0:
+                theirs = pipe.states(lambda: state(learners))
+                if ranks.first:
+                    progress.flush()
+                    place.seconds, began = place.seconds + time.perf_counter() - began, time.perf_counter()
+                    save_checkpoint(folder, learners, made_from, asdict(place), others=theirs)
             if stop:
+                pipe.close()
                 raise StoppedEarly(
                     f"stopped in epoch {place.epoch + 1}, after {counted(place.step, 'update')}; everything is "
                     f"saved: the same command, without --fresh, resumes"
                 )
 
-        validation = validate(learners, feed, arithmetic, training.batch_size)
-        _require_same_weights(learners, ranks)
-        for learner, loss in zip(learners, validation, strict=True):
-            require_finite(loss, learner, place.step)
+        validation = pipe.after_validation(validate(learners, feed, arithmetic, training.batch_size, pipe))
+        _require_same_weights(learners, arithmetic.ranks)
+        here = {learner.number: learner for learner in learners}
+        for number, loss in zip(modules, validation, strict=True):
+            require_finite(loss, number, place.step, here.get(number))
         means = [total / place.batch for total in place.sums]
         improved = place.improves(sum(validation), training)
         place.epoch, place.batch, place.sums = place.epoch + 1, 0, []
@@ -141,23 +154,30 @@ def train(
             append_metrics(folder / METRICS, record)
         progress.epoch(modules, record)
         progress.flush()
+        theirs = pipe.states(lambda: state(learners))
         if ranks.first:
-            save_checkpoint(folder, learners, made_from, asdict(place), best=improved)
+            save_checkpoint(folder, learners, made_from, asdict(place), best=improved, others=theirs)
+    pipe.close()
     ranks.wait()  # until the first has written it
-    load_checkpoint(folder, learners, made_from, best=training.keep == "best")
+    load_checkpoint(folder, learners, made_from, best=training.keep == "best", others=others)
     ranks.wait()  # until all have read it, and before the first drops it
     return place
 
 
-def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, batch_size: int) -> list[float]:
+def validate(
+    learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, batch_size: int, pipe: Pipe | None = None
+) -> list[float]:
     """Mean validation loss of each learner, nats, with the same draws every time. Each process takes some batches."""
     samples, losses = feed.samples_of("validation"), [0.0] * len(learners)
+    handing_on = pipe is not None and len(pipe.behind) > 0
+    batches = _batches(feed, batch_size) if handing_on else 0
     found: dict[int, list[float]] = {}
     with torch.no_grad(), arithmetic.autocast():
         for learner in learners:
             learner.module.eval()
             learner.objective.eval()
         for number, batch in _validation_batches(feed, batch_size, arithmetic.ranks):
+            hand_on = pipe.validating(number, batches) if pipe is not None and handing_on else None
             parts: list[list[tuple[torch.Tensor, ...]]] = [[] for _ in learners]
             for chunk in arithmetic.slices(len(batch)):
                 x = batch.inputs_on(arithmetic.device, chunk)
@@ -165,6 +185,8 @@ def validate(learners: Sequence[Learner], feed: Feed, arithmetic: Arithmetic, ba
                     encoded = encode(learner.module, x, learner.number)
                     of_learner.append(batch.by_sample(learner.objective.represent(encoded)))
                     x = encoded.output
+                if hand_on is not None:
+                    hand_on(batch, chunk, x)
             labels, found[number] = batch.labels_on(arithmetic.device), []
             for learner, of_learner in zip(learners, parts, strict=True):
                 representations = tuple(torch.cat(pieces) for pieces in zip(*of_learner, strict=True))
@@ -185,11 +207,17 @@ def _validation_batches(feed: Feed, batch_size: int, ranks: Ranks) -> Iterator[t
     if ranks.alone:
         yield from enumerate(feed.validation())
         return
-    size = 1 if feed.shape("validation").ragged else batch_size
-    shares = ranks.shares(-(-feed.samples_of("validation") // size))
+    shares = ranks.shares(_batches(feed, batch_size))
     mine = range(shares[ranks.rank], shares[ranks.rank + 1])
     if mine:
+        size = 1 if feed.shape("validation").ragged else batch_size
         yield from zip(mine, feed.validation(mine.start * size), strict=False)
+
+
+def _batches(feed: Feed, batch_size: int) -> int:
+    """How many batches of validation there are."""
+    size = 1 if feed.shape("validation").ragged else batch_size
+    return -(-feed.samples_of("validation") // size)
 
 
 def _of_all(found: dict[int, list[float]], learners: int, ranks: Ranks) -> list[list[float]]:

@@ -115,11 +115,20 @@ class Arithmetic:
         return all(begin + chunk.start in borders for chunk in self.slices(samples)) and begin + samples in borders
 
 
-def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic) -> list[float]:
+HandOn = Callable[[Batch, slice, Tensor], None]
+"""Takes the output of a micro-batch (b * views, ...) of a batch, without a graph, to whoever trains the next module."""
+
+
+def train_step(
+    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, hand_on: HandOn | None = None
+) -> list[float]:
     """Update every learner that is due once, each fed with what the one before gave before its update.
 
     Where several processes share the batch, each calls this with its own part of it. Returns the losses of the whole
     batch, in nats. Random layers draw anew in each micro-batch, and the same in both of its passes.
+
+    Args:
+        hand_on: is called once for each micro-batch with the last learner's output, before that learner is updated.
 
     Raises:
         Diverged: a loss is not finite; that learner and those above it were not updated.
@@ -128,31 +137,37 @@ def train_step(learners: Sequence[Learner], batch: Batch, step: int, arithmetic:
     """
     slices = arithmetic.slices(len(batch))
     if len(slices) > 1 or len(batch) < batch.total:
-        require_separable(learners, arithmetic)
+        require_separable({learner.number: learner.module for learner in learners}, arithmetic)
     if arithmetic.one_pass(len(batch), batch.begin, batch.total):
-        return _in_one_pass(learners, batch, step, arithmetic, slices)
-    return _in_two_passes(learners, batch, step, arithmetic, slices)
+        return _in_one_pass(learners, batch, step, arithmetic, slices, hand_on)
+    return _in_two_passes(learners, batch, step, arithmetic, slices, hand_on)
 
 
-def require_separable(learners: Sequence[Learner], arithmetic: Arithmetic) -> None:
-    """
+def require_separable(modules: Mapping[int, Module], arithmetic: Arithmetic) -> None:
+    """Hold modules, by their numbers, to what goes through them in parts.
+
     Raises:
         RecipeError: a module couples samples, so that micro-batches would change its gradients.
     """
-    for learner in learners:
-        if (layer := learner.module.couples_samples()) is not None:
+    for number, module in modules.items():
+        if (layer := module.couples_samples()) is not None:
             ranks = arithmetic.ranks
             what = f"micro-batches of {arithmetic.micro_batch}" if ranks.alone else f"{ranks.world} processes"
             instead = "leave out --micro-batch and --max-memory" if ranks.alone else "start one process"
             raise RecipeError(
-                f"module {learner.number} has {layer}, whose result for one sample depends on the others, so {what} "
+                f"module {number} has {layer}, whose result for one sample depends on the others, so {what} "
                 f"would change its gradients: {instead}: whole batches work; or normalise within a sample (GroupNorm, "
                 "LayerNorm), as layerwise.group_norm(network) does"
             )
 
 
 def _in_one_pass(
-    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
+    learners: Sequence[Learner],
+    batch: Batch,
+    step: int,
+    arithmetic: Arithmetic,
+    slices: Sequence[slice],
+    hand_on: HandOn | None,
 ) -> list[float]:
     labels = batch.labels_on(arithmetic.device)
     losses = [0.0] * len(learners)
@@ -160,7 +175,8 @@ def _in_one_pass(
     for chunk in slices:
         share = (chunk.stop - chunk.start) / batch.total
         here = {task: values[chunk] for task, values in labels.items()}
-        for index, (learner, representations) in enumerate(_through(learners, batch, chunk, step, arithmetic)):
+        through = _through(learners, batch, chunk, step, arithmetic, hand_on)
+        for index, (learner, representations) in enumerate(through):
             loss = share * _loss(learner, representations, here, step, arithmetic, batch.begin + chunk.start)
             losses[index] += loss.item()
             if len(unfinished) == 1:  # the sums of the module below were made while this one went forward
@@ -177,14 +193,18 @@ def _in_one_pass(
 
 
 def _in_two_passes(
-    learners: Sequence[Learner], batch: Batch, step: int, arithmetic: Arithmetic, slices: Sequence[slice]
+    learners: Sequence[Learner],
+    batch: Batch,
+    step: int,
+    arithmetic: Arithmetic,
+    slices: Sequence[slice],
+    hand_on: HandOn | None,
 ) -> list[float]:
     parts: list[list[tuple[Tensor, ...]]] = [[] for _ in learners]
     with torch.no_grad():
         for chunk in slices:
-            for found, (_, representations) in zip(
-                parts, _through(learners, batch, chunk, step, arithmetic), strict=True
-            ):
+            through = _through(learners, batch, chunk, step, arithmetic, hand_on)
+            for found, (_, representations) in zip(parts, through, strict=True):
                 found.append(representations)
 
     seen = _Seen.of(batch, arithmetic)
@@ -285,7 +305,7 @@ def _finishing(learner: Learner, loss: float, step: int, arithmetic: Arithmetic)
     summed = arithmetic.ranks.sum_gradients(weights if learner.due(step) else [], loss)
 
     def finish() -> float:
-        found = require_finite(summed(), learner, step)
+        found = require_finite(summed(), learner.number, step, learner)
         if learner.due(step):
             update(learner, step)
         return found
@@ -325,7 +345,12 @@ def rehearsal(learners: Sequence[Learner], batch: Batch, arithmetic: Arithmetic)
 
 
 def _through(
-    learners: Sequence[Learner], batch: Batch, chunk: slice, step: int, arithmetic: Arithmetic
+    learners: Sequence[Learner],
+    batch: Batch,
+    chunk: slice,
+    step: int,
+    arithmetic: Arithmetic,
+    hand_on: HandOn | None = None,
 ) -> Iterator[tuple[Learner, tuple[Tensor, ...]]]:
     """One micro-batch through every learner, with no gradient across a border.
 
@@ -337,7 +362,12 @@ def _through(
         with arithmetic.autocast(), torch.set_grad_enabled(torch.is_grad_enabled() and learner.due(step)):
             encoded = encode(learner.module, x, learner.number)
             representations = batch.by_sample(learner.objective.represent(encoded))
-        x = encoded.output.detach() if learner is not learners[-1] else x.new_empty(0)  # nobody reads the last one's
+        if learner is not learners[-1]:
+            x = encoded.output.detach()
+        else:
+            x = x.new_empty(0)
+            if hand_on is not None:
+                hand_on(batch, chunk, encoded.output.detach())
         del encoded
         yield learner, representations
 
@@ -397,15 +427,21 @@ def update(learner: Learner, step: int) -> None:
     learner.optimiser.zero_grad(set_to_none=True)
 
 
-def require_finite(loss: float, learner: Learner, step: int) -> float:
+def require_finite(loss: float, number: int, step: int, learner: Learner | None = None) -> float:
     """
+    Args:
+        number: of the module.
+        learner: of which the message gives the learning rate.
+
     Raises:
         Diverged: the loss is NaN or infinite.
     """
     if not math.isfinite(loss):
-        rate = learner.optimiser.param_groups[0]["lr"]
+        rate = "" if learner is None else f" (learning rate {learner.optimiser.param_groups[0]['lr']:g})"
         raise Diverged(
-            f"the loss of module {learner.number} is {loss} at step {step} (learning rate {rate:g}). The last "
-            f"checkpoint is intact; to start over, try a lower optimiser.learning_rate with --fresh."
+            f"the loss of module {number} is {loss} at step {step}{rate}. The last checkpoint is intact; to start "
+            "over, try a lower optimiser.learning_rate with --fresh.",
+            number,
+            loss,
         )
     return loss

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from layerwise.training.ranks import ALONE
 from tests.distributed import updates
-
-ROOT = Path(__file__).parents[2]
+from tests.distributed.forked import forked
 
 
 def found_by(folder: Path, *worlds: int) -> dict[int, dict[str, Tensor]]:
     """Number of processes to what they found."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "cache")]),
-        "OMP_NUM_THREADS": "1",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, updates.__file__, str(folder), str(rank), *map(str, worlds)],
-            env=environment, stderr=subprocess.PIPE, text=True,
-        )
-        for rank in range(max(worlds))
-    ]  # fmt: skip
-    alone = updates.as_tensors(ALONE)
-    for process in processes:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors[-2000:]
-    return {1: alone} | {world: load_file(folder / f"updates-{world}.safetensors") for world in worlds}
+    found = {1: updates.as_tensors(ALONE)}
+    for world in worlds:
+        found[world], *_ = forked(world, folder, updates.as_tensors, seconds=300)
+    return found
 
 
 @pytest.fixture(scope="module")

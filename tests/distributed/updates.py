@@ -1,19 +1,12 @@
-"""One update of every objective, by as many processes as are asked for. Run as a program: one process of several.
-
-python updates.py FOLDER RANK WORLD…: takes part in each number of processes, and writes what the first one found.
-"""
+"""One update of every objective, by one process of several or by one alone."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from safetensors.torch import save_file
 from torch import Tensor
 
 from layerwise.recipe.learner import make_learner
@@ -108,21 +101,3 @@ def as_tensors(ranks: Ranks) -> dict[str, Tensor]:
         found[f"{case} losses"] = torch.tensor(losses, dtype=torch.float64)
         found |= {f"{case} {number}": gradient for number, gradient in enumerate(gradients, 1)}
     return found
-
-
-def main(folder: Path, rank: int, worlds: list[int]) -> None:
-    torch.set_num_threads(1)
-    for world in worlds:
-        if rank >= world:
-            continue
-        dist.init_process_group(
-            "gloo", store=dist.FileStore(str(folder / f"store-{world}"), world), rank=rank, world_size=world
-        )
-        found = as_tensors(Ranks(rank, world))
-        if rank == 0:
-            save_file(found, folder / f"updates-{world}.safetensors")
-        dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), list(map(int, sys.argv[3:])))
