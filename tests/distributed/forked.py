@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import pickle
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,24 +23,32 @@ def forked(world: int, folder: Path, work: Callable[[Ranks], Any], seconds: floa
     """What `work` returns or raises in each of so many processes; the negative number of a signal that ended one."""
     folder.mkdir(parents=True, exist_ok=True)
     store = str(folder / f"store-{time.monotonic_ns()}")
-    processes = [SERVER.Process(target=_work, args=(world, rank, store, work)) for rank in range(world)]
-    for process in processes:
+    processes, answers = [], []
+    for rank in range(world):
+        here, there = SERVER.Pipe()
+        process = SERVER.Process(target=_work, args=(world, rank, store, work, there))
         process.start()
+        there.close()  # so that the end of the process ends the pipe
+        processes.append(process)
+        answers.append(here)
     until = time.monotonic() + seconds
-    for process in processes:
-        process.join(max(0.0, until - time.monotonic()))
-    late = [process for process in processes if process.is_alive()]
-    for process in late:
-        process.kill()
-        process.join()
+    late = [rank for rank, answer in enumerate(answers) if not answer.poll(max(0.0, until - time.monotonic()))]
+    for rank in late:
+        processes[rank].kill()
     assert not late, f"{len(late)} of {world} processes did not end in {seconds} s"
-    return [
-        pickle.loads(Path(f"{store}-{rank}").read_bytes()) if process.exitcode == 0 else process.exitcode  # noqa: S301
-        for rank, process in enumerate(processes)
-    ]
+    return [_answer(process, answer) for process, answer in zip(processes, answers, strict=True)]
 
 
-def _work(world: int, rank: int, store: str, work: Callable[[Ranks], Any]) -> None:
+def _answer(process: Any, answer: Connection) -> Any:
+    try:
+        with answer:
+            return answer.recv()
+    except EOFError:
+        process.join()
+        return process.exitcode
+
+
+def _work(world: int, rank: int, store: str, work: Callable[[Ranks], Any], answer: Connection) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     shared = dist.FileStore(store, world)
@@ -49,5 +57,6 @@ def _work(world: int, rank: int, store: str, work: Callable[[Ranks], Any]) -> No
         result = work(Ranks(rank, world, dist.PrefixStore("layerwise", shared)))
     except Exception as error:
         result = error
-    Path(f"{store}-{rank}").write_bytes(pickle.dumps(result))
+    answer.send(result)
+    answer.poll(None)  # tensors lie in memory of this process until they are received
     os._exit(0)  # others may have ended, and connections to them would be waited for
