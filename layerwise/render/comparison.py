@@ -10,7 +10,8 @@ from layerwise.errors import UsageError
 from layerwise.files.run_files import MARK
 from layerwise.files.storage import read_file, write_file
 from layerwise.render.charts import BLUE, GREEN, GREY, ORANGE, PINK, SKY, VERMILION, Frame, axes, line, svg, ticks
-from layerwise.render.report import HEIGHT, WIDTH, dot, flatten, keys, margin, page, panel, table
+from layerwise.render.page import HEIGHT, WIDTH, dot, keys, page, panel, table
+from layerwise.render.report import flatten, margin
 from layerwise.render.units import duration, size
 
 COLOURS = (BLUE, VERMILION, GREEN, ORANGE, PINK, SKY, GREY)
